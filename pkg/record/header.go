@@ -24,7 +24,7 @@ const (
 )
 
 const (
-	headerLen      = 40
+	headerLen      = 32
 	headerRouteLen = headerLen + 16
 )
 
@@ -42,8 +42,8 @@ type Origin struct {
 // A Header is the decoded form of a record's bmpha header.
 //
 // Layout, big endian: version u8, flags u8, record index u16, session u32,
-// instance u64, message u64, token u64, reserved u64; with FlagRoute then key
-// hash u64 and value hash u64. A reader must accept longer headers and ignore
+// instance u64, message u64, token u64; with FlagRoute then key hash u64 and
+// value hash u64. A reader must accept longer headers and ignore
 // what it does not know.
 type Header struct {
 	Origin
@@ -72,8 +72,7 @@ func appendFixed(dst []byte, o *Origin, index int, flags uint8) []byte {
 	dst = binary.BigEndian.AppendUint32(dst, o.Session)
 	dst = binary.BigEndian.AppendUint64(dst, o.Instance)
 	dst = binary.BigEndian.AppendUint64(dst, o.Message)
-	dst = binary.BigEndian.AppendUint64(dst, o.Token)
-	return binary.BigEndian.AppendUint64(dst, 0)
+	return binary.BigEndian.AppendUint64(dst, o.Token)
 }
 
 // ParseHeader decodes a header. It accepts headers of later versions as long as
@@ -99,8 +98,8 @@ func ParseHeader(b []byte) (Header, error) {
 		if len(b) < headerRouteLen {
 			return Header{}, fmt.Errorf("bmpha header: %d bytes, want at least %d for a route", len(b), headerRouteLen)
 		}
-		h.KeyHash = binary.BigEndian.Uint64(b[40:])
-		h.ValueHash = binary.BigEndian.Uint64(b[48:])
+		h.KeyHash = binary.BigEndian.Uint64(b[32:])
+		h.ValueHash = binary.BigEndian.Uint64(b[40:])
 	}
 	return h, nil
 }
