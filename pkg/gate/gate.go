@@ -1,0 +1,470 @@
+// Package gate decides, for one router, what of its log goes to Kafka and when
+// an entry of the log may be forgotten.
+//
+// A Stream is one router's log with a send cursor. There is one log and two
+// states: on a collector that sends for the router the cursor moves and entries
+// leave when all their records are acknowledged; on one that holds, the cursor
+// rests at the tail and entries leave when the sender's low-water mark has
+// passed them. Taking over is moving the cursor, so nothing can fall between
+// two queues.
+//
+// What it promises:
+//
+//   - An entry leaves only because its records are acknowledged, because the
+//     sender says that Kafka has everything up to a later arrival, because the
+//     window of a sender without marks has passed, or because a standby is full;
+//     each is counted, so that received = acknowledged + freed + dropped + held.
+//   - Records are handed over in the order of the log. After a failure, and only
+//     when nothing is outstanding, the cursor goes back to the first record that
+//     is not acknowledged.
+//   - The state that decoding needs is always that of the entry it is used for:
+//     freed entries are observed, not forgotten.
+//
+// It is pure logic: no I/O, no goroutine, no clock. Times are microseconds on a
+// clock of the caller that never goes back. A Stream is not safe for concurrent
+// use; the caller holds one lock per stream around every method except Fill,
+// which may run beside Append and Report between Begin and End.
+package gate
+
+import (
+	"github.com/bmpha/bmpha/pkg/hold"
+	"github.com/bmpha/bmpha/pkg/record"
+)
+
+// A Codec turns the entries of one BMP session into records. It is at one place
+// of the session's stream and moves with each call.
+type Codec interface {
+	// Open, Message and Close append the records of an entry to b. at is the
+	// arrival in µs since the Unix epoch. An error of Message says what could
+	// not be decoded; what was appended counts.
+	Open(b *record.Batch, o *record.Origin, at int64)
+	Message(b *record.Batch, o *record.Origin, at int64, msg []byte) error
+	Close(b *record.Batch, o *record.Origin, at int64)
+	// Observe moves past a message without making records.
+	Observe(msg []byte)
+	// Clone returns an independent codec at the same place.
+	Clone() Codec
+}
+
+// Config is what a Stream is made with.
+type Config struct {
+	ID       uint32 // of the stream, for the caller
+	Instance uint64 // of the collector, for record headers
+	// Open makes the codec of a session from the body of its Opened entry. It is
+	// called from Fill too and must be safe for concurrent use.
+	Open func(session uint32, body []byte) Codec
+	// OnError is called for each message that could not be fully decoded. It may
+	// be nil.
+	OnError func(session uint32, err error)
+}
+
+// A State says what a stream does.
+type State uint8
+
+const (
+	Holding  State = iota // the cursor rests at the tail
+	Sending               // records are handed over from the cursor
+	Draining              // handing over stopped, reports are outstanding
+)
+
+func (s State) String() string {
+	return [...]string{"holding", "sending", "draining"}[s]
+}
+
+// Counters count entries (BMP messages, openings and closings of sessions) since
+// the stream was made.
+type Counters struct {
+	Received      uint64
+	ReceivedBytes uint64
+	Acknowledged  uint64 // left because Kafka has their records
+	FreedMark     uint64 // left below the sender's low-water mark
+	FreedWindow   uint64 // left because the window without marks had passed
+	Dropped       uint64 // left because a standby was full: lost if no one else has them
+	Replayed      uint64 // encoded again or after having been held
+	Records       uint64 // encoded
+	Errors        uint64 // messages that could not be fully decoded
+	Rollbacks     uint64 // times the cursor went back after a failure
+}
+
+// A mark ties the end of an entry's records to the entry.
+type mark struct {
+	records uint64 // position after the entry's last record
+	pos     uint64 // position after the entry in the log
+}
+
+// fill is what encoding needs without the lock.
+type fill struct {
+	cur      hold.Cursor
+	codec    Codec // at cur
+	origin   record.Origin
+	from     uint64 // position of cur at Begin
+	end      uint64 // of the log at Begin
+	replay   uint64 // replayUntil at Begin
+	skip     uint64 // records of the first entry that are acknowledged already
+	filled   []mark
+	errors   uint64
+	replayed uint64
+}
+
+// A Stream is the gate of one router. See the package comment for locking.
+type Stream struct {
+	cfg   Config
+	log   *hold.Log
+	state State
+	want  bool // the role says: send
+
+	token  uint64
+	shared bool
+
+	tail     Codec  // at the tail of the log; nil outside a session
+	tailFrom uint64 // position of the first record of the tail entry
+	tailDone uint64 // records of the tail entry that are acknowledged already
+
+	pending     ring   // marks of encoded entries not yet acknowledged
+	next        uint64 // position of the next record to encode
+	acked       uint64 // position of the first record not acknowledged
+	outstanding uint64 // records handed over and not reported
+	replayUntil uint64 // entries before this may be in Kafka already
+
+	busy bool // between Begin and End
+	fill      // owned by whoever is between Begin and End
+
+	open     bool  // a session is open at the end of the log
+	lastSeen int64 // arrival of the newest entry
+	lowWater int64 // last mark of the sender, -1 when there is none
+
+	n Counters
+}
+
+// New returns a stream over l, which it owns from now on.
+func New(cfg Config, l *hold.Log) *Stream {
+	s := &Stream{cfg: cfg, log: l, lowWater: -1}
+	s.cur = l.Tail()
+	s.origin.Instance = cfg.Instance
+	return s
+}
+
+// ID returns the number given in the Config.
+func (s *Stream) ID() uint32 { return s.cfg.ID }
+
+// State returns what the stream does now.
+func (s *Stream) State() State { return s.state }
+
+// Wanted reports whether the role wants the stream to send.
+func (s *Stream) Wanted() bool { return s.want }
+
+// Counters returns what happened so far.
+func (s *Stream) Counters() Counters { return s.n }
+
+// Held returns the entries and bytes in the log and the arrival of the oldest
+// (0 when it is empty).
+func (s *Stream) Held() (entries int, bytes int64, oldest int64) {
+	if e, ok := s.log.Oldest(); ok {
+		oldest = e.Arrival
+	}
+	return s.log.Len(), s.log.Bytes(), oldest
+}
+
+// Append adds an entry that arrived at now. It reports false when it must wait:
+// the stream is to send and its memory is full, so that TCP has to slow the
+// router down. A stream that only holds never makes the router wait: it drops
+// the oldest instead.
+func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) bool {
+	now = max(now, s.lastSeen)
+	for !s.log.Append(kind, session, now, body) {
+		if s.want || !s.makeRoom() {
+			return false
+		}
+	}
+	s.lastSeen = now
+	s.n.Received++
+	s.n.ReceivedBytes += uint64(len(body))
+	switch kind {
+	case hold.Opened:
+		s.open = true
+	case hold.Closed:
+		s.open = false
+	}
+	return true
+}
+
+// roomStep is how many bytes of bodies a full standby frees at a time.
+const roomStep = 256 << 10
+
+// makeRoom frees what the sender has sent, without the margin, or else the
+// oldest. It reports false if nothing could be freed.
+func (s *Stream) makeRoom() bool {
+	if s.freeBefore(s.lowWater, &s.n.FreedMark) > 0 {
+		return true
+	}
+	goal := max(0, s.log.Bytes()-roomStep)
+	before := s.log.Len()
+	for s.log.Len() > 0 && s.mayFree() {
+		s.free(&s.n.Dropped)
+		if s.log.Bytes() <= goal {
+			break
+		}
+	}
+	return s.log.Len() < before
+}
+
+// mayFree reports whether the tail is out of the reach of a running Fill.
+func (s *Stream) mayFree() bool {
+	tail := s.log.Tail()
+	return !s.busy || tail.Pos() < s.from
+}
+
+// free lets the tail entry go and moves the decoding state past it.
+func (s *Stream) free(counter *uint64) {
+	e, _ := s.log.Oldest()
+	switch e.Kind {
+	case hold.Opened:
+		s.tail = s.cfg.Open(e.Session, e.Body)
+	case hold.Message:
+		if s.tail != nil {
+			s.tail.Observe(e.Body)
+		}
+	case hold.Closed:
+		s.tail = nil
+	}
+	s.log.Free()
+	s.tailDone = 0
+	*counter++
+}
+
+func (s *Stream) freeBefore(t int64, counter *uint64) (n int) {
+	for s.mayFree() {
+		e, ok := s.log.Oldest()
+		if !ok || e.Arrival >= t {
+			break
+		}
+		s.free(counter)
+		n++
+	}
+	return n
+}
+
+// Trim lets a stream that does not send forget what is safe. lowWater is the
+// sender's mark: everything that it received before is in Kafka; -1 when no
+// sender gives marks. margin covers the skew between the two sessions. Without
+// a mark, what is older than window leaves.
+func (s *Stream) Trim(now, lowWater, margin, window int64) {
+	if s.want || s.state == Sending {
+		return
+	}
+	s.lowWater = lowWater
+	if lowWater >= 0 {
+		s.freeBefore(lowWater-margin, &s.n.FreedMark)
+	} else {
+		s.freeBefore(now-window, &s.n.FreedWindow)
+	}
+}
+
+// Mark returns the stream's own low-water mark: everything that arrived before
+// is acknowledged. It stands still while no session is open, because then
+// another collector may hear what this one does not. It reports false when the
+// stream does not send or never heard its router.
+func (s *Stream) Mark(now int64) (int64, bool) {
+	if !s.want || s.n.Received == 0 {
+		return 0, false
+	}
+	if e, ok := s.log.Oldest(); ok {
+		return e.Arrival, true
+	}
+	if s.open {
+		return max(now, s.lastSeen), true
+	}
+	return s.lastSeen, true
+}
+
+// SetWanted follows the role. token and shared go into the headers of what is
+// encoded from now on; shared says that another collector may send at the same
+// time. A stream that is wanted begins with Start; one that no longer is stops
+// at once, and what is outstanding is left to drain.
+func (s *Stream) SetWanted(want bool, token uint64, shared bool) {
+	s.token, s.shared = token, shared
+	if want == s.want {
+		return
+	}
+	s.want = want
+	if want {
+		s.replayUntil = max(s.replayUntil, s.log.End())
+		s.lowWater = -1
+	} else if s.state == Sending {
+		s.stop()
+	}
+}
+
+// Start begins to send from the tail if the stream is wanted and nothing of it
+// is outstanding. It reports whether it started, and then the position that the
+// sink has to be Reset to.
+func (s *Stream) Start() (pos uint64, ok bool) {
+	if !s.want || s.state != Holding || s.busy {
+		return 0, false
+	}
+	s.state = Sending
+	s.cur = s.log.Tail()
+	s.codec = nil
+	if s.tail != nil {
+		s.codec = s.tail.Clone()
+	}
+	s.next = s.acked
+	s.tailFrom = s.acked - s.tailDone
+	return s.acked, true
+}
+
+// stop ends sending. Records that were encoded but not handed over are encoded
+// again when the stream starts anew.
+func (s *Stream) stop() {
+	s.state = Draining
+	if s.outstanding == 0 && !s.busy {
+		s.rest()
+	}
+}
+
+// rest is reached when nothing is outstanding.
+func (s *Stream) rest() {
+	s.state = Holding
+	s.pending.reset()
+	s.codec = nil
+}
+
+// Begin prepares a Fill. It reports false if there is nothing to encode. After
+// a Begin that reports true comes a Fill and then an End.
+func (s *Stream) Begin() bool {
+	if s.state != Sending || s.busy || s.cur.Pos() >= s.log.End() {
+		return false
+	}
+	s.log.Sync(&s.cur)
+	s.busy = true
+	s.from = s.cur.Pos()
+	s.end = s.log.End()
+	s.origin.Token = s.token
+	s.origin.Flags = 0
+	if s.shared {
+		s.origin.Flags |= record.FlagShared
+	}
+	// At the tail, records that an earlier attempt got acknowledged are left out.
+	s.replay = s.replayUntil
+	s.skip = 0
+	if tail := s.log.Tail(); s.from == tail.Pos() {
+		s.skip = s.tailDone
+	}
+	return true
+}
+
+// Fill appends the records of the next entries to b, which must be empty, until
+// it holds at least most records or size bytes or the log is at its end. wall is
+// what must be added to an arrival to make it µs since the Unix epoch. It may
+// run without the lock, see the package comment.
+func (s *Stream) Fill(b *record.Batch, most, size int, wall int64) {
+	flags := s.origin.Flags
+	for b.Len() < most && len(b.Data) < size {
+		e, ok := s.cur.Next(s.end)
+		if !ok {
+			break
+		}
+		s.origin.Session, s.origin.Message = e.Session, e.Pos
+		s.origin.Flags = flags
+		if e.Pos < s.replay {
+			s.origin.Flags |= record.FlagReplayed
+			s.replayed++
+		}
+		s.encode(b, &e, e.Arrival+wall)
+		if e.Pos == s.from && s.skip > 0 {
+			rest := copy(b.Recs, b.Recs[min(s.skip, uint64(len(b.Recs))):])
+			b.Recs = b.Recs[:rest]
+		}
+		s.filled = append(s.filled, mark{records: s.next + uint64(b.Len()), pos: e.Pos + 1})
+	}
+}
+
+func (s *Stream) encode(b *record.Batch, e *hold.Entry, at int64) {
+	switch e.Kind {
+	case hold.Opened:
+		s.codec = s.cfg.Open(e.Session, e.Body)
+		s.codec.Open(b, &s.origin, at)
+	case hold.Message:
+		if s.codec == nil {
+			return // the opening was dropped on a full standby
+		}
+		if err := s.codec.Message(b, &s.origin, at, e.Body); err != nil {
+			s.errors++
+			if s.cfg.OnError != nil {
+				s.cfg.OnError(e.Session, err)
+			}
+		}
+	case hold.Closed:
+		if s.codec != nil {
+			s.codec.Close(b, &s.origin, at)
+			s.codec = nil
+		}
+	}
+}
+
+// End finishes a Fill that made n records. It returns the position of the first
+// of them and reports false if they must not be handed over, because the stream
+// was stopped meanwhile.
+func (s *Stream) End(n int) (pos uint64, ok bool) {
+	s.busy = false
+	s.n.Records += uint64(n)
+	s.n.Errors += s.errors
+	s.n.Replayed += s.replayed
+	s.errors, s.replayed = 0, 0
+	ok = s.state == Sending
+	if ok {
+		for _, m := range s.filled {
+			s.pending.push(m)
+		}
+		pos = s.next
+		s.next += uint64(n)
+		s.settle()
+	}
+	s.filled = s.filled[:0]
+	if s.state == Draining && s.outstanding == 0 {
+		s.rest()
+	}
+	return pos, ok
+}
+
+// Handed tells that n more records were given to the sink.
+func (s *Stream) Handed(n int) { s.outstanding += uint64(n) }
+
+// Outstanding returns the records that were handed over and not reported.
+func (s *Stream) Outstanding() uint64 { return s.outstanding }
+
+// Report follows a report of the sink: records before acked are in Kafka,
+// outstanding are under way. failed stops the stream; it can Start again when
+// nothing is outstanding.
+func (s *Stream) Report(acked, outstanding uint64, failed bool) {
+	s.acked = max(s.acked, acked)
+	s.outstanding = outstanding
+	s.settle()
+	if failed && s.state == Sending {
+		s.n.Rollbacks++
+		s.replayUntil = max(s.replayUntil, s.cur.Pos())
+		s.state = Draining
+	}
+	if s.state == Draining && outstanding == 0 && !s.busy {
+		s.rest()
+	}
+}
+
+// settle frees the entries of which all records are acknowledged.
+func (s *Stream) settle() {
+	for {
+		m, ok := s.pending.front()
+		if !ok {
+			return
+		}
+		if tail := s.log.Tail(); m.pos > tail.Pos() { // not freed by other means
+			if m.records > s.acked {
+				s.tailDone = max(s.tailDone, s.acked-min(s.acked, s.tailFrom))
+				return
+			}
+			s.free(&s.n.Acknowledged)
+		}
+		s.pending.pop()
+		s.tailFrom = m.records
+	}
+}
