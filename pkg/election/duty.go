@@ -1,0 +1,148 @@
+package election
+
+// A Duty says what to do about one router.
+type Duty struct {
+	Send bool // send what the router says
+	// Shared is set when another collector may send for the router as well.
+	Shared bool
+	// Sender names the member that is to send for the router, "" if no one is
+	// known.
+	Sender string
+	// LowWater is the sender's low-water mark on Redis' clock: everything that
+	// it received before is in Kafka. -1 when no sender gives marks.
+	LowWater int64
+}
+
+// follow keeps the low-water marks that other members give. Of two that send
+// for a router the one that is behind counts; one that no longer sends, or is
+// gone, still vouches for what it sent.
+func (e *Election) follow(now int64, members []Member) {
+	for _, sends := range []bool{false, true} {
+		for i := range members {
+			m := &members[i]
+			if e.self(m) {
+				continue
+			}
+			for router, s := range m.Routers {
+				if s.Mark < 0 || (s.Sends && !m.Gone) != sends {
+					continue
+				}
+				old, ok := e.marks[router]
+				switch {
+				case !sends && ok && old.mark >= s.Mark:
+				case sends && ok && old.sends && old.at == now && old.mark <= s.Mark:
+				default:
+					e.marks[router] = seen{mark: s.Mark, at: now, sends: sends}
+				}
+			}
+		}
+	}
+	for router, s := range e.marks {
+		if now-s.at > e.cfg.Window {
+			delete(e.marks, router)
+		}
+	}
+}
+
+// Duty says what to do about a router that we hear or do not hear, and send for
+// or not yet. It is to be asked after each event.
+func (e *Election) Duty(now int64, router string, hears, sends bool) Duty {
+	_, unavailable := e.Unavailable()
+	switch {
+	case e.left || e.role == Starting:
+		return Duty{LowWater: -1}
+	case e.mode == ForceStandby:
+		return Duty{Sender: e.owner(router, hears), LowWater: e.mark(router)}
+	case unavailable:
+		return Duty{Send: true, Shared: true, Sender: e.cfg.Name, LowWater: -1}
+	case e.lastGood == 0 || e.shadowed:
+		return Duty{LowWater: e.mark(router)}
+	}
+	d := Duty{Sender: e.owner(router, hears), LowWater: e.mark(router)}
+	if e.mode == ForceActive {
+		d.Sender = e.cfg.Name
+	}
+	if m := e.find(d.Sender); m != nil && m.Native {
+		d.LowWater = -1
+	}
+	if d.Sender != e.cfg.Name || e.best() && e.role != Active {
+		// Not ours, or not before the takeover token is there.
+		delete(e.waiting, router)
+		return d
+	}
+	d.Shared = e.sentByOther(router)
+	d.Send = sends || !d.Shared || e.mode == ForceActive || e.waited(now, router)
+	if !d.Shared {
+		delete(e.waiting, router)
+	}
+	return d
+}
+
+// sentByOther reports whether a living member has not yet stopped sending.
+func (e *Election) sentByOther(router string) bool {
+	for i := range e.members {
+		if m := &e.members[i]; !e.self(m) && m.Routers[router].Sends {
+			return true
+		}
+	}
+	return false
+}
+
+// waited reports whether a living sender had its time to stop.
+func (e *Election) waited(now int64, router string) bool {
+	since, ok := e.waiting[router]
+	if !ok {
+		since = now
+		e.waiting[router] = now
+	}
+	return now-since >= e.cfg.Handover
+}
+
+func (e *Election) mark(router string) int64 {
+	if s, ok := e.marks[router]; ok {
+		return s.mark
+	}
+	return -1
+}
+
+func (e *Election) find(name string) *Member {
+	for i := range e.members {
+		if e.members[i].Name == name {
+			return &e.members[i]
+		}
+	}
+	return nil
+}
+
+// owner names the member that is to send for a router: of those that hear it,
+// the one with the smallest timestamp; the leader if no one does. A native
+// member cannot say what it hears and is taken to hear everything.
+func (e *Election) owner(router string, hears bool) string {
+	me := e.me()
+	me.Routers = map[string]RouterState{router: {Hears: hears}}
+	var best, first *Member
+	consider := func(m *Member) {
+		if m.Value == ForcedStandby {
+			return
+		}
+		if first == nil || compare(m, first) < 0 {
+			first = m
+		}
+		if (m.Native || m.Routers[router].Hears) && (best == nil || compare(m, best) < 0) {
+			best = m
+		}
+	}
+	for i := range e.members {
+		if m := &e.members[i]; !e.self(m) {
+			consider(m)
+		}
+	}
+	consider(&me)
+	switch {
+	case best != nil:
+		return best.Name
+	case first != nil:
+		return first.Name
+	}
+	return ""
+}

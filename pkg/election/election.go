@@ -1,0 +1,432 @@
+// Package election decides which collector of a cluster sends.
+//
+// Each collector writes a timestamp under its name to Redis and reads those of
+// all others; the smallest wins, the name breaks a tie. On top of that original
+// rule, which native pmacct shares, the package settles what happens at the
+// edges: nothing is sent before the first round; a collector that was paused
+// comes back as the youngest; a Redis that refuses, hangs or answers errors for
+// a few deadlines makes everyone active, because repeats are better than loss;
+// a router that the active does not hear belongs to a collector that does; and a
+// collector that takes over from one that is alive waits until that one has
+// stopped.
+//
+// It is pure logic: each method takes the time and what happened and moves the
+// state; a thin shell asks Redis and carries out what the state says. Times are
+// microseconds on a clock that never goes back, except timestamps and low-water
+// marks, which are on Redis' clock in microseconds since the Unix epoch. Nothing
+// here is safe for concurrent use.
+package election
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Timestamps with a meaning of their own.
+const (
+	// ForcedActive is written by a collector that is forced to be active, so
+	// that all others yield, native ones included.
+	ForcedActive uint64 = 1_000_000_000_000_000
+	// ForcedStandby is written by one that must not be active, and left behind
+	// by one that has left.
+	ForcedStandby uint64 = 1<<63 - 1
+)
+
+// A Role is what a collector is in its cluster.
+type Role uint8
+
+const (
+	Starting Role = iota // no round yet; sends nothing
+	Standby
+	Active
+)
+
+func (r Role) String() string { return [...]string{"starting", "standby", "active"}[r] }
+
+// A Mode is what an operator asked for.
+type Mode uint8
+
+const (
+	Auto Mode = iota
+	ForceActive
+	ForceStandby
+)
+
+func (m Mode) String() string { return [...]string{"auto", "active", "standby"}[m] }
+
+// Config is fixed for the life of an Election. Durations are in microseconds.
+type Config struct {
+	Name      string // of the process, unique in the cluster
+	Instance  uint64 // random, of this start of the process
+	Heartbeat int64  // from the start of one round to the next
+	Expiry    int64  // of what a round writes
+	Deadline  int64  // of one round; failed rounds start this far apart
+	Failures  int    // failed rounds in a row that make Redis unavailable
+	Handover  int64  // longest wait for a living sender to stop
+	Window    int64  // how long the last low-water mark of a sender serves
+}
+
+// expirySlack is how long after a predicted expiry Redis is asked, in µs.
+const expirySlack = 1000
+
+// Deadline returns the time for one round such that Failures of them fit
+// between a heartbeat and the expiry, both in microseconds.
+func Deadline(heartbeat, expiry int64) int64 { return max((expiry-heartbeat)/4, 1000) }
+
+// A Member is what a collector has said of itself, as read from Redis.
+type Member struct {
+	Name     string
+	Instance uint64
+	Value    uint64 // timestamp as written
+	Native   bool   // a pmacct: says nothing beyond its timestamp
+	Gone     bool   // its timestamp has expired; what it last said is still known
+	TTL      int64  // µs until its timestamp expires unless it is renewed, 0 if unknown
+	Token    uint64 // of the last takeover that it knows
+	Routers  map[string]RouterState
+}
+
+// A RouterState is what a member says of one router.
+type RouterState struct {
+	Hears bool  // a session is open
+	Sends bool  // records may be handed over or under way
+	Mark  int64 // low-water mark, Redis' clock; -1 when there is none
+}
+
+// A Round is the result of one exchange with Redis.
+type Round struct {
+	Sent      int64    // when it was begun, local clock
+	RedisTime int64    // Redis' clock, during the round
+	Wrote     uint64   // the value written for ourselves, 0 for none
+	Members   []Member // all that live, we among them if written, and those lately gone
+	Shadowed  bool     // another instance holds our name
+}
+
+// An Election is the view of one collector. Make it with New.
+type Election struct {
+	cfg Config
+
+	role   Role
+	reason string
+	since  int64 // of the role
+	mode   Mode
+
+	timestamp uint64 // own, 0 until the first round
+	renew     bool   // take a new timestamp at the next round
+	firstPut  int64  // when the own timestamp was first written, 0 if not yet
+	token     uint64 // of our last claim, or the largest seen
+	claim     bool   // a token is wanted
+	claimed   bool   // the token was claimed for the time as active that lasts
+
+	members  []Member // of the last good round
+	lastGood int64    // Sent of the last good round, 0 if none
+	failures int      // failed rounds in a row
+	failing  string   // last error
+	lease    int64    // nothing is handed over from then on
+	next     int64    // when the next round is due
+	woke     int64    // end of the last pause; older rounds do not count
+	left     bool
+	shadowed bool
+
+	marks   map[string]seen
+	waiting map[string]int64 // since when we wait for a living sender to stop
+}
+
+type seen struct {
+	mark, at int64
+	sends    bool
+}
+
+// New returns an election that wants its first round at once.
+func New(cfg Config, now int64) *Election {
+	return &Election{
+		cfg:     cfg,
+		reason:  "no election round yet",
+		since:   now,
+		next:    now,
+		marks:   make(map[string]seen),
+		waiting: make(map[string]int64),
+	}
+}
+
+// Role returns the role, why and since when.
+func (e *Election) Role() (Role, string, int64) { return e.role, e.reason, e.since }
+
+// Mode returns what the operator asked for.
+func (e *Election) Mode() Mode { return e.mode }
+
+// Timestamp returns the own timestamp, 0 before the first round.
+func (e *Election) Timestamp() uint64 { return e.timestamp }
+
+// Token returns the largest takeover token known.
+func (e *Election) Token() uint64 { return e.token }
+
+// Members returns the members of the last good round. It must not be changed.
+func (e *Election) Members() []Member { return e.members }
+
+// Lease returns the time from which nothing may be handed over, unless a later
+// round extends it.
+func (e *Election) Lease() int64 { return e.lease }
+
+// Next returns when the next round is due.
+func (e *Election) Next() int64 { return e.next }
+
+// Unavailable reports whether Redis counts as unavailable, and why.
+func (e *Election) Unavailable() (string, bool) {
+	return e.failing, e.failures >= e.cfg.Failures
+}
+
+// Wants returns what a round has to do: the value to write for ourselves (0:
+// only read), and whether a takeover token is to be claimed.
+func (e *Election) Wants() (value uint64, claim bool) {
+	return e.value(), e.claim
+}
+
+func (e *Election) value() uint64 {
+	switch {
+	case e.shadowed || e.timestamp == 0 || e.renew && !e.left:
+		return 0
+	case e.left:
+		return ForcedStandby
+	case e.mode == ForceActive:
+		return ForcedActive
+	case e.mode == ForceStandby:
+		return ForcedStandby
+	}
+	return e.timestamp
+}
+
+// Tick looks at the clock. It is to be called a few times per Deadline; that it
+// was not is how a pause of the process is noticed.
+func (e *Election) Tick(now int64) {
+	if e.lease == 0 || now < e.lease || e.left {
+		return
+	}
+	// The lease ran out and neither a round nor the failure of several was
+	// seen: this process stood still. Others may have taken over.
+	e.pause(now)
+	e.decide(now)
+}
+
+func (e *Election) pause(now int64) {
+	e.woke, e.next = now, now
+	e.lease = 0
+	e.failures, e.failing = 0, ""
+	e.renew = true
+	e.claim = false
+	e.lastGood = 0
+	e.members = nil
+}
+
+// Done follows a good round.
+func (e *Election) Done(now int64, r Round) {
+	e.Tick(now)
+	if e.left {
+		e.next = r.Sent + e.cfg.Heartbeat
+		return
+	}
+	if r.Sent < e.woke {
+		return
+	}
+	e.failures, e.failing = 0, ""
+	e.next = r.Sent + e.cfg.Heartbeat
+	e.shadowed = r.Shadowed
+	e.follow(now, r.Members)
+	e.members = slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone })
+	e.lastGood = r.Sent
+	for _, m := range e.members {
+		e.token = max(e.token, m.Token)
+		if m.TTL > 0 && !e.self(&m) { // look again when it would be gone
+			e.next = min(e.next, now+m.TTL+expirySlack)
+		}
+	}
+	if e.timestamp == 0 || e.renew {
+		e.takeTimestamp(uint64(r.RedisTime))
+		e.next = now
+	}
+	if r.Wrote != 0 {
+		e.lease = r.Sent + e.cfg.Expiry
+		if e.firstPut == 0 {
+			e.firstPut = r.Sent
+		}
+		if r.Wrote != e.value() {
+			e.next = now
+		}
+	}
+	if e.firstPut == 0 || r.Sent < e.firstPut+e.cfg.Deadline {
+		e.next = min(e.next, max(now, e.firstPut+e.cfg.Deadline))
+	}
+	e.decide(now)
+}
+
+// takeTimestamp makes us the youngest member. No two members get the same.
+func (e *Election) takeTimestamp(t uint64) {
+	for slices.ContainsFunc(e.members, func(m Member) bool {
+		return m.Value == t && (m.Name != e.cfg.Name || m.Instance != e.cfg.Instance)
+	}) {
+		t++
+	}
+	e.timestamp, e.renew, e.firstPut = t, false, 0
+}
+
+// Failed follows a round that Redis did not answer in time or answered with an
+// error.
+func (e *Election) Failed(now, sent int64, why string) {
+	e.Tick(now)
+	e.next = max(now, sent+e.cfg.Deadline)
+	if sent < e.woke || e.left {
+		return
+	}
+	e.failures++
+	e.failing = why
+	if e.failures >= e.cfg.Failures {
+		e.claim = false
+		e.lease = now + e.cfg.Expiry
+	}
+	e.decide(now)
+}
+
+// Claimed follows a claim of a takeover token.
+func (e *Election) Claimed(now int64, token uint64) {
+	e.Tick(now)
+	e.token = max(e.token, token)
+	if e.claim {
+		e.claim = false
+		e.become(now, Active, e.why())
+		e.claimed = true
+	}
+}
+
+// Renew gives up the own timestamp for a new one: signal 34, maintenance.
+func (e *Election) Renew(now int64) {
+	e.renew = true
+	e.next = now
+}
+
+// Force follows an operator's wish.
+func (e *Election) Force(now int64, m Mode) {
+	if m == e.mode {
+		return
+	}
+	e.mode = m
+	e.next = now
+	e.decide(now)
+}
+
+// Leave makes us stop for good: nothing is owned from now on.
+func (e *Election) Leave(now int64) {
+	e.left = true
+	e.become(now, Standby, "leaving")
+}
+
+// Leader returns the member that the others yield to: the smallest timestamp
+// among those that may be active.
+func (e *Election) Leader() (Member, bool) {
+	i := -1
+	for j := range e.members {
+		m := &e.members[j]
+		if m.Value == ForcedStandby {
+			continue
+		}
+		if i < 0 || compare(m, &e.members[i]) < 0 {
+			i = j
+		}
+	}
+	if i < 0 {
+		return Member{}, false
+	}
+	return e.members[i], true
+}
+
+func compare(a, b *Member) int {
+	return cmp.Or(cmp.Compare(a.Value, b.Value), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Instance, b.Instance))
+}
+
+func (e *Election) self(m *Member) bool {
+	return m.Name == e.cfg.Name && m.Instance == e.cfg.Instance && !m.Native
+}
+
+// me is ourselves as the others will see us.
+func (e *Election) me() Member {
+	v := e.timestamp
+	switch e.mode {
+	case ForceActive:
+		v = ForcedActive
+	case ForceStandby:
+		v = ForcedStandby
+	}
+	return Member{Name: e.cfg.Name, Instance: e.cfg.Instance, Value: v}
+}
+
+// best reports whether no other member comes before us.
+func (e *Election) best() bool {
+	me := e.me()
+	for i := range e.members {
+		m := &e.members[i]
+		if !e.self(m) && compare(m, &me) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (e *Election) others() (n int) {
+	for i := range e.members {
+		if !e.self(&e.members[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+func (e *Election) why() string {
+	switch {
+	case e.mode == ForceActive:
+		return "forced active"
+	case e.others() == 0:
+		return "no other member"
+	default:
+		return fmt.Sprintf("oldest of %d members", e.others()+1)
+	}
+}
+
+// decide sets the role by what is known.
+func (e *Election) decide(now int64) {
+	unavailable := e.failures >= e.cfg.Failures
+	claim := false
+	switch {
+	case e.left:
+	case e.mode == ForceStandby:
+		e.become(now, Standby, "forced standby")
+	case unavailable:
+		e.become(now, Active, "Redis unavailable: "+e.failing)
+	case e.mode == ForceActive && e.lastGood != 0:
+		claim = !e.claimed
+	case e.shadowed:
+		e.become(now, Standby, fmt.Sprintf("another process is named %q", e.cfg.Name))
+	case e.lastGood == 0 && e.woke != 0:
+		e.become(now, Standby, "the process stood still past its expiry")
+	case e.lastGood == 0:
+		// Starting.
+	case !e.best():
+		leader, _ := e.Leader()
+		e.become(now, Standby, fmt.Sprintf("%s is older", leader.Name))
+	case e.firstPut == 0 || e.lastGood < e.firstPut+e.cfg.Deadline:
+		// We come first, but one that took an earlier timestamp may still be
+		// on its way to writing it. It has a Deadline for that.
+	default:
+		claim = !e.claimed
+	}
+	e.claim = claim
+	if e.role == Active && !unavailable && e.lastGood != 0 {
+		e.reason = e.why()
+	}
+}
+
+func (e *Election) become(now int64, r Role, reason string) {
+	if r != e.role {
+		e.role, e.since = r, now
+		e.claimed = false
+	}
+	e.reason = reason
+}
