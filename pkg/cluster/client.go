@@ -1,0 +1,440 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/bmpha/bmpha/pkg/election"
+)
+
+// Options say where Redis is and who we are.
+type Options struct {
+	Address  string // host:port
+	Username string
+	Password string
+	Database int
+	TLS      *tls.Config // nil: no TLS
+
+	Keys     Keys
+	Process  string
+	Expiry   time.Duration // of the timestamp key
+	Deadline time.Duration // of one Round
+	Keep     time.Duration // how long the entry of a dead member counts
+	Scan     bool          // look for native members
+}
+
+// scanInterval is the least time between two looks for native members, and
+// scanPatience the longest that the first round waits for the first look.
+const (
+	scanInterval = time.Second
+	scanPatience = 3 * time.Second
+	forgetAfter  = int64(time.Hour / time.Microsecond)
+)
+
+// A Client talks to one Redis for one process. Its methods are safe for
+// concurrent use. Close it.
+type Client struct {
+	opts Options
+	rdb  *redis.Client
+
+	skipped atomic.Uint64 // values and entries that were not ours or not sound
+
+	mu      sync.Mutex
+	native  []string // processes with a timestamp key, by the last scan
+	scanned chan struct{}
+	stop    context.CancelFunc
+	done    sync.WaitGroup
+}
+
+func init() {
+	// What matters reaches the caller as an error, and is logged once there.
+	logging.Disable()
+}
+
+// New returns a client. It does no I/O before the first call.
+func New(o Options) *Client {
+	c := &Client{opts: o, scanned: make(chan struct{})}
+	c.rdb = redis.NewClient(&redis.Options{
+		Addr: o.Address, Username: o.Username, Password: o.Password, DB: o.Database, TLSConfig: o.TLS,
+		Protocol: 2, DisableIdentity: true, // any Redis from 2.6 on
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		DialTimeout:              o.Deadline, ReadTimeout: o.Deadline, WriteTimeout: o.Deadline,
+		ContextTimeoutEnabled: true,
+		MaxRetries:            -1, DialerRetries: 1, // a round fails fast; the election tries again
+		PoolSize: 4, MinIdleConns: 1,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	c.stop = cancel
+	if o.Scan {
+		c.done.Go(func() { c.scanLoop(ctx) })
+	} else {
+		close(c.scanned)
+	}
+	return c
+}
+
+// Close ends what runs in the background and the connections.
+func (c *Client) Close() error {
+	c.stop()
+	err := c.rdb.Close()
+	c.done.Wait()
+	return err
+}
+
+// Skipped returns how many values under our pattern were not ours or not sound.
+func (c *Client) Skipped() uint64 { return c.skipped.Load() }
+
+// A Member is a member of the cluster with what is of use to a person.
+type Member struct {
+	election.Member
+	Own     uint64 // own timestamp, also when forced
+	Beat    int64  // Redis' clock when it last spoke, µs; 0 for native members
+	Version string
+	Host    string
+	PID     int
+	Role    string
+	Mode    string
+	Reason  string
+	Since   int64
+}
+
+// A View is what one look at Redis shows.
+type View struct {
+	RedisTime int64 // µs
+	Members   []Member
+	Shadowed  bool
+}
+
+// Round writes what self says, with value as its timestamp (0: only look), and
+// reads all members. now tells the time on the caller's clock. The whole takes
+// no longer than the deadline, except for the first round, which waits a little
+// longer for the first look for native members.
+func (c *Client) Round(ctx context.Context, self *Self, timestamp, value uint64, now func() int64) (election.Round, *View, error) {
+	c.awaitScan(ctx)
+	r := election.Round{Sent: now()}
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
+	defer cancel()
+
+	view, err := c.read(ctx, self, timestamp)
+	if err != nil {
+		return r, nil, err
+	}
+	r.Shadowed = view.Shadowed
+	if view.Shadowed {
+		value = 0
+	}
+	if err := c.write(ctx, view, self, timestamp, value); err != nil {
+		return r, nil, err
+	}
+	r.RedisTime, r.Wrote = view.RedisTime, value
+	for i := range view.Members {
+		r.Members = append(r.Members, view.Members[i].Member)
+	}
+	return r, view, nil
+}
+
+// Look reads the members without being one.
+func (c *Client) Look(ctx context.Context) (*View, error) {
+	c.awaitScan(ctx)
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
+	defer cancel()
+	view, err := c.read(ctx, nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	return view, c.write(ctx, view, nil, 0, 0)
+}
+
+// read gets the clock and the entries of all members.
+func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View, error) {
+	var clock *redis.TimeCmd
+	var entries *redis.MapStringStringCmd
+	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		clock = p.Time(ctx)
+		entries = p.HGetAll(ctx, c.opts.Keys.Members())
+		return nil
+	})
+	if clock.Err() != nil {
+		return nil, fmt.Errorf("ask Redis at %s: %w", c.opts.Address, plain(clock.Err()))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read members of the cluster from Redis at %s: %w", c.opts.Address, plain(err))
+	}
+	view := &View{RedisTime: clock.Val().UnixMicro()}
+	fields := entries.Val()
+	for name, value := range fields {
+		e, instance, err := parseEntry(name, value)
+		if err != nil || len(view.Members) >= maxMembers {
+			c.skipped.Add(1)
+			continue
+		}
+		age := view.RedisTime - e.Beat
+		mine := self != nil && name == c.opts.Process
+		if mine && instance != self.Instance && age < c.opts.Expiry.Microseconds() && older(e.Time, instance, timestamp, self.Instance) {
+			view.Shadowed = true
+		}
+		if mine && !view.Shadowed {
+			continue // what we said last; what we say now is added on writing
+		}
+		if age > c.opts.Keep.Microseconds() {
+			if age > forgetAfter {
+				c.rdb.HDel(ctx, c.opts.Keys.Members(), name)
+			}
+			continue
+		}
+		view.Members = append(view.Members, Member{
+			Member: election.Member{Name: name, Instance: instance, Token: e.Token, Routers: e.routers()},
+			Own:    e.Time, Beat: e.Beat, Version: e.Version, Host: e.Host, PID: e.PID,
+			Role: e.Role, Mode: e.Mode, Reason: e.Reason, Since: e.Since,
+		})
+	}
+	for _, name := range c.natives() {
+		if _, ours := fields[name]; !ours && (self == nil || name != c.opts.Process) {
+			view.Members = append(view.Members, Member{Member: election.Member{Name: name, Native: true}})
+		}
+	}
+	slices.SortFunc(view.Members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	return view, nil
+}
+
+// older says which of two processes of one name keeps it.
+func older(t uint64, instance uint64, ourTime, ourInstance uint64) bool {
+	if t == ourTime {
+		return instance < ourInstance
+	}
+	return t != 0 && (ourTime == 0 || t < ourTime)
+}
+
+// write says what we say and asks which of the members are alive.
+func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, value uint64) error {
+	k := c.opts.Keys
+	values := make([]*redis.StringCmd, len(view.Members))
+	ttls := make([]*redis.DurationCmd, len(view.Members))
+	var set *redis.StatusCmd
+	var put *redis.IntCmd
+	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		if value != 0 {
+			set = p.Set(ctx, k.Timestamp(c.opts.Process), value, c.opts.Expiry)
+			put = p.HSet(ctx, k.Members(), c.opts.Process, self.encode(timestamp, view.RedisTime))
+		}
+		for i := range view.Members {
+			key := k.Timestamp(view.Members[i].Name)
+			values[i] = p.Get(ctx, key)
+			ttls[i] = p.PTTL(ctx, key)
+		}
+		return nil
+	})
+	if value != 0 && (set.Err() != nil || put.Err() != nil) {
+		return fmt.Errorf("write to Redis at %s: %w", c.opts.Address, plain(errors.Join(set.Err(), put.Err())))
+	}
+	live := view.Members[:0]
+	for i := range view.Members {
+		m := view.Members[i]
+		s, getErr := values[i].Result()
+		t, ok := parseTimestamp(s)
+		switch {
+		case errors.Is(getErr, redis.Nil):
+			m.Gone = true
+		case getErr != nil && isReply(getErr), getErr == nil && !ok: // another type, not a number
+			c.skipped.Add(1)
+			m.Gone = true
+		case getErr != nil:
+			return fmt.Errorf("read from Redis at %s: %w", c.opts.Address, plain(err))
+		default:
+			m.Value = t
+			if d, err := ttls[i].Result(); err == nil && d > 0 {
+				m.TTL = d.Microseconds()
+			}
+		}
+		if m.Native && (m.Gone || m.Value == election.ForcedStandby) {
+			continue // expired meanwhile, or left behind by one that has left
+		}
+		live = append(live, m)
+	}
+	view.Members = live
+	if value != 0 {
+		view.Members = append(view.Members, Member{
+			Member: election.Member{
+				Name: c.opts.Process, Instance: self.Instance, Value: value, Token: self.Token, Routers: self.Routers,
+				TTL: c.opts.Expiry.Microseconds(),
+			},
+			Own: timestamp, Beat: view.RedisTime, Version: self.Version, Host: self.Host, PID: self.PID,
+			Role: self.Role, Mode: self.Mode, Reason: self.Reason, Since: self.Since,
+		})
+	}
+	return nil
+}
+
+// isReply reports whether Redis itself answered with an error.
+func isReply(err error) bool {
+	var reply redis.Error
+	return errors.As(err, &reply)
+}
+
+// plain makes what go-redis says readable, and never shows credentials (go-redis
+// does not put them into errors).
+func plain(err error) error {
+	var network net.Error
+	switch {
+	case errors.Is(err, io.EOF):
+		return errors.New("connection closed")
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return errors.New("no answer in time")
+	}
+	return err
+}
+
+// Publish renews what we say between two rounds, so that the low-water marks are
+// never old. beat is Redis' clock as estimated by the caller.
+func (c *Client) Publish(ctx context.Context, self *Self, timestamp uint64, beat int64) error {
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
+	defer cancel()
+	if err := c.rdb.HSet(ctx, c.opts.Keys.Members(), c.opts.Process, self.encode(timestamp, beat)).Err(); err != nil {
+		return fmt.Errorf("publish to Redis at %s: %w", c.opts.Address, plain(err))
+	}
+	return nil
+}
+
+// Claim takes the next takeover token, larger than seen.
+func (c *Client) Claim(ctx context.Context, seen uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
+	defer cancel()
+	n, err := c.rdb.Incr(ctx, c.opts.Keys.Token()).Uint64()
+	if err == nil && n <= seen { // Redis has forgotten
+		n = seen + 1
+		err = c.rdb.Set(ctx, c.opts.Keys.Token(), n, 0).Err()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("claim a takeover token from Redis at %s: %w", c.opts.Address, plain(err))
+	}
+	return n, nil
+}
+
+// Announce asks all members to look at once.
+func (c *Client) Announce(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
+	defer cancel()
+	if err := c.rdb.Publish(ctx, c.opts.Keys.Changed(), c.opts.Process).Err(); err != nil {
+		return fmt.Errorf("announce on Redis at %s: %w", c.opts.Address, plain(err))
+	}
+	return nil
+}
+
+// Watch calls changed for each announcement of another member until ctx ends.
+// Announcements may be lost; rounds find out anyway.
+func (c *Client) Watch(ctx context.Context, changed func()) {
+	sub := c.rdb.Subscribe(ctx, c.opts.Keys.Changed())
+	defer sub.Close()
+	ch := sub.Channel(redis.WithChannelSize(16), redis.WithChannelHealthCheckInterval(3*time.Second))
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case m, ok := <-ch:
+			if !ok {
+				return
+			}
+			if m.Payload != c.opts.Process {
+				changed()
+			}
+		}
+	}
+}
+
+// Leave takes us off the list. The timestamp key stays with the value that makes
+// everyone else come first, without expiry: a native member that lists keys and
+// then reads them does not survive one that vanishes in between.
+func (c *Client) Leave(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
+	defer cancel()
+	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.Set(ctx, c.opts.Keys.Timestamp(c.opts.Process), election.ForcedStandby, 0)
+		p.HDel(ctx, c.opts.Keys.Members(), c.opts.Process)
+		p.Publish(ctx, c.opts.Keys.Changed(), c.opts.Process)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("leave the cluster on Redis at %s: %w", c.opts.Address, plain(err))
+	}
+	return nil
+}
+
+// awaitScan waits for the first look for native members.
+func (c *Client) awaitScan(ctx context.Context) {
+	select {
+	case <-c.scanned:
+	default:
+		t := time.NewTimer(scanPatience)
+		defer t.Stop()
+		select {
+		case <-c.scanned:
+		case <-ctx.Done():
+		case <-t.C:
+		}
+	}
+}
+
+func (c *Client) natives() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.native
+}
+
+func (c *Client) scanLoop(ctx context.Context) {
+	first := true
+	for ctx.Err() == nil {
+		names, err := c.scan(ctx)
+		if err == nil {
+			c.mu.Lock()
+			c.native = names
+			c.mu.Unlock()
+		}
+		if first { // also after an error: rounds will tell
+			first = false
+			close(c.scanned)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(scanInterval):
+		}
+	}
+	if first {
+		close(c.scanned)
+	}
+}
+
+// scan lists the processes that have a timestamp key.
+func (c *Client) scan(ctx context.Context) ([]string, error) {
+	var names []string
+	var cursor uint64
+	for {
+		keys, next, err := c.rdb.Scan(ctx, cursor, c.opts.Keys.pattern(), 1000).Result()
+		if err != nil {
+			return nil, err
+		}
+		for _, key := range keys {
+			if p, ok := c.opts.Keys.process(key); ok && len(names) < maxMembers {
+				names = append(names, p)
+			}
+		}
+		if next == 0 {
+			break
+		}
+		cursor = next
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}

@@ -1,0 +1,151 @@
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/bmpha/bmpha/pkg/election"
+)
+
+// entryVersion is written into each entry. Readers accept later versions and
+// ignore what they do not know.
+const entryVersion = 1
+
+const (
+	flagHears = 1 << iota
+	flagSends
+)
+
+// maxEntry bounds the bytes of another member's entry, and maxMembers how many
+// members are looked at.
+const (
+	maxEntry   = 4 << 20
+	maxMembers = 1024
+)
+
+// Self is what a collector says of itself.
+type Self struct {
+	Instance uint64
+	Version  string // of the program
+	Host     string
+	PID      int
+	Role     string
+	Mode     string
+	Reason   string
+	Since    int64 // of the role, µs since the Unix epoch
+	Token    uint64
+	Routers  map[string]election.RouterState // by identity
+}
+
+// entry is Self as it lies in Redis.
+type entry struct {
+	V        int                 `json:"v"`
+	Instance string              `json:"instance"`
+	Time     uint64              `json:"timestamp"` // own timestamp, whatever mode
+	Beat     int64               `json:"beat"`      // Redis' clock at writing, µs
+	Version  string              `json:"version,omitempty"`
+	Host     string              `json:"host,omitempty"`
+	PID      int                 `json:"pid,omitempty"`
+	Role     string              `json:"role"`
+	Mode     string              `json:"mode"`
+	Reason   string              `json:"reason"`
+	Since    int64               `json:"since"`
+	Token    uint64              `json:"token"`
+	Routers  map[string][2]int64 `json:"routers"` // flags, low-water mark or -1
+}
+
+func (s *Self) encode(timestamp uint64, beat int64) []byte {
+	e := entry{
+		V: entryVersion, Instance: strconv.FormatUint(s.Instance, 16), Time: timestamp, Beat: beat,
+		Version: s.Version, Host: s.Host, PID: s.PID,
+		Role: s.Role, Mode: s.Mode, Reason: s.Reason, Since: s.Since, Token: s.Token,
+		Routers: make(map[string][2]int64, len(s.Routers)),
+	}
+	for id, r := range s.Routers {
+		var flags int64
+		if r.Hears {
+			flags |= flagHears
+		}
+		if r.Sends {
+			flags |= flagSends
+		}
+		e.Routers[id] = [2]int64{flags, r.Mark}
+	}
+	b, err := json.Marshal(e)
+	if err != nil { // numbers and strings only: cannot be
+		panic(err)
+	}
+	return b
+}
+
+// parseEntry decodes a field of the members hash.
+func parseEntry(name, value string) (entry, uint64, error) {
+	var e entry
+	if len(value) > maxEntry {
+		return e, 0, fmt.Errorf("entry of member %q: %d bytes", name, len(value))
+	}
+	if err := json.Unmarshal([]byte(value), &e); err != nil {
+		return e, 0, fmt.Errorf("entry of member %q: %w", name, err)
+	}
+	if e.V < entryVersion {
+		return e, 0, fmt.Errorf("entry of member %q: version %d", name, e.V)
+	}
+	instance, err := strconv.ParseUint(e.Instance, 16, 64)
+	if err != nil {
+		return e, 0, fmt.Errorf("entry of member %q: instance: %w", name, err)
+	}
+	return e, instance, nil
+}
+
+func (e *entry) routers() map[string]election.RouterState {
+	m := make(map[string]election.RouterState, len(e.Routers))
+	for id, v := range e.Routers {
+		m[id] = election.RouterState{Hears: v[0]&flagHears != 0, Sends: v[0]&flagSends != 0, Mark: v[1]}
+	}
+	return m
+}
+
+// parseTimestamp reads the value of a timestamp key. Native members compare with
+// strtoll of base 0; we accept what they write, decimal digits.
+func parseTimestamp(s string) (uint64, bool) {
+	v, err := strconv.ParseUint(strings.TrimSpace(s), 10, 63)
+	return v, err == nil && v > 0
+}
+
+const suffix = "+ha_daemon_startup_time"
+
+// Keys are the names in Redis of one cluster.
+type Keys struct{ prefix, own string }
+
+// NewKeys returns the names for a cluster. The name must not hold '+' or glob
+// characters; the configuration refuses those.
+func NewKeys(name string, id int) Keys {
+	p := fmt.Sprintf("%s+%d", name, id)
+	return Keys{prefix: p + "+", own: "bmpha:" + p + ":"}
+}
+
+// Timestamp returns the key of a process' timestamp.
+func (k Keys) Timestamp(process string) string { return k.prefix + process + suffix }
+
+// Members returns the key of the hash of bmpha members.
+func (k Keys) Members() string { return k.own + "members" }
+
+// Token returns the key of the takeover counter.
+func (k Keys) Token() string { return k.own + "token" }
+
+// Changed returns the channel on which members ask each other to look again.
+func (k Keys) Changed() string { return k.own + "changed" }
+
+func (k Keys) pattern() string { return k.prefix + "*" + suffix }
+
+// process returns the name of the process that a timestamp key belongs to.
+func (k Keys) process(key string) (string, bool) {
+	p, ok := strings.CutPrefix(key, k.prefix)
+	if !ok {
+		return "", false
+	}
+	p, ok = strings.CutSuffix(p, suffix)
+	return p, ok && p != ""
+}
