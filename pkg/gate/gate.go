@@ -123,7 +123,9 @@ type Stream struct {
 	pending     ring   // marks of encoded entries not yet acknowledged
 	next        uint64 // position of the next record to encode
 	acked       uint64 // position of the first record not acknowledged
-	outstanding uint64 // records handed over and not reported
+	handed      uint64 // position of the first record not handed over
+	undone      uint64 // after a failure: records whose reports are still to come
+	failed      bool
 	replayUntil uint64 // entries before this may be in Kafka already
 
 	busy bool // between Begin and End
@@ -308,7 +310,8 @@ func (s *Stream) Start() (pos uint64, ok bool) {
 	if s.tail != nil {
 		s.codec = s.tail.Clone()
 	}
-	s.next = s.acked
+	s.next, s.handed = s.acked, s.acked
+	s.failed = false
 	s.tailFrom = s.acked - s.tailDone
 	return s.acked, true
 }
@@ -317,7 +320,12 @@ func (s *Stream) Start() (pos uint64, ok bool) {
 // again when the stream starts anew.
 func (s *Stream) stop() {
 	s.state = Draining
-	if s.outstanding == 0 && !s.busy {
+	s.drained()
+}
+
+// drained ends draining once nothing is under way.
+func (s *Stream) drained() {
+	if s.state == Draining && s.Outstanding() == 0 && !s.busy {
 		s.rest()
 	}
 }
@@ -421,33 +429,47 @@ func (s *Stream) End(n int) (pos uint64, ok bool) {
 		s.settle()
 	}
 	s.filled = s.filled[:0]
-	if s.state == Draining && s.outstanding == 0 {
-		s.rest()
-	}
+	s.drained()
 	return pos, ok
 }
 
-// Handed tells that n more records were given to the sink.
-func (s *Stream) Handed(n int) { s.outstanding += uint64(n) }
+// Handed tells that n more records were given to the sink. The caller holds its
+// lock from before giving them until after this call.
+func (s *Stream) Handed(n int) { s.handed += uint64(n) }
 
 // Outstanding returns the records that were handed over and not reported.
-func (s *Stream) Outstanding() uint64 { return s.outstanding }
+func (s *Stream) Outstanding() uint64 {
+	if s.failed {
+		return s.undone
+	}
+	return s.handed - s.acked
+}
 
-// Report follows a report of the sink: records before acked are in Kafka,
-// outstanding are under way. failed stops the stream; it can Start again when
-// nothing is outstanding.
+// Report follows a report of the sink: records before acked are in Kafka. failed
+// stops the stream; outstanding then says how many reports are still to come,
+// and when it is 0 the stream can Start again. Reports may arrive late, but not
+// out of order.
 func (s *Stream) Report(acked, outstanding uint64, failed bool) {
 	s.acked = max(s.acked, acked)
-	s.outstanding = outstanding
 	s.settle()
-	if failed && s.state == Sending {
-		s.n.Rollbacks++
-		s.replayUntil = max(s.replayUntil, s.cur.Pos())
+	if failed && (s.state == Sending || s.state == Draining) {
+		if !s.failed {
+			s.n.Rollbacks++
+			s.replayUntil = max(s.replayUntil, s.fillFrom())
+		}
+		s.failed, s.undone = true, outstanding
 		s.state = Draining
 	}
-	if s.state == Draining && outstanding == 0 && !s.busy {
-		s.rest()
+	s.drained()
+}
+
+// fillFrom returns the position of the first entry that was never handed over,
+// or a little more while a Fill is under way.
+func (s *Stream) fillFrom() uint64 {
+	if s.busy {
+		return s.end
 	}
+	return s.cur.Pos()
 }
 
 // settle frees the entries of which all records are acknowledged.
