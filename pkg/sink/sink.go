@@ -25,8 +25,20 @@ import (
 	"github.com/bmpha/bmpha/pkg/record"
 )
 
-// ErrStopped is returned by Hand for a stream that has failed and was not Reset.
-var ErrStopped = errors.New("stream stopped after a failure")
+var (
+	// ErrStopped is returned by Hand for a stream that has failed and was not
+	// Reset.
+	ErrStopped = errors.New("stream stopped after a failure")
+
+	// ErrClosed is returned by the methods of a closed sink.
+	ErrClosed = errors.New("sink is closed")
+
+	// ErrBatchRefused is in the Report.Err of a stream of which a broker refused
+	// a whole batch for something in it. After a Reset at Acked its records go
+	// one by one, so that just those at fault are set aside. It is no reason for
+	// concern.
+	ErrBatchRefused = errors.New("batch refused, to be sent one by one")
+)
 
 // A Report tells how far one stream is.
 type Report struct {

@@ -1,0 +1,471 @@
+package sink
+
+/*
+#cgo CFLAGS: -O2 -Wall
+#cgo noescape bk_hand
+#cgo nocallback bk_hand
+#cgo noescape bk_poll
+#cgo nocallback bk_poll
+#include <stdlib.h>
+#include "shim.h"
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/bmpha/bmpha/pkg/record"
+)
+
+// reportsPerPoll is how many streams one call into C can report; more take more
+// calls.
+const reportsPerPoll = 256
+
+// pollSlice bounds how long a call into C waits, so that Close and a new dead
+// letter are not kept waiting for longer.
+const pollSlice = 100 * time.Millisecond
+
+// kafkaSink is the Sink over librdkafka with the window kept in C: a batch
+// crosses in one call, and so do the reports of all streams that moved. The Go
+// side holds what is rare: names, dead letters, log lines, the making of
+// producers.
+//
+// There are up to two producers. What a broker refuses, it refuses as a batch,
+// and librdkafka then reports every record of it as too large or invalid. So the
+// stream stops (ErrBatchRefused), and after its Reset these records go through a
+// second producer whose batches hold one record. What is refused there goes to
+// the dead-letter file.
+type kafkaSink struct {
+	c          *C.bk_sink
+	window     int
+	deadLetter string
+	journal    *journal
+
+	mu     sync.RWMutex // held for reading while c is in use, for writing to free it
+	closed bool
+	last   Stats // once closed
+
+	topicMu sync.Mutex
+	topics  map[string]uint32
+	names   []string
+
+	pollMu  sync.Mutex // Poll and Close
+	reports []C.bk_report
+	closing atomic.Bool
+	done    chan struct{} // closed by Close: ends a Poll that waits and the goroutines
+	tasks   sync.WaitGroup
+
+	taskMu    sync.Mutex
+	probing   bool
+	building  [C.BK_LANES]bool
+	failures  int // rebuilds in a row without a record acknowledged
+	rebuilt   uint64
+	connected bool
+}
+
+// NewKafka returns the Sink over librdkafka that bmpha uses. It does not wait
+// for a broker. An error is one of the configuration.
+func NewKafka(o Options) (Sink, error) {
+	properties, err := o.properties()
+	if err != nil {
+		return nil, err
+	}
+	if C.bk_linked() == 0 {
+		return nil, errors.New("librdkafka is not linked in")
+	}
+	name := C.CString(record.HeaderName)
+	defer C.free(unsafe.Pointer(name))
+	k := &kafkaSink{
+		c:          C.bk_new(C.uint32_t(o.window()), name),
+		window:     o.window(),
+		deadLetter: o.DeadLetter,
+		journal:    newJournal(&o),
+		topics:     map[string]uint32{},
+		reports:    make([]C.bk_report, reportsPerPoll),
+		done:       make(chan struct{}),
+	}
+	if k.c == nil {
+		return nil, errors.New("no memory for a Kafka producer")
+	}
+	if err := configure(k.c, properties); err != nil {
+		C.bk_free(k.c)
+		return nil, errors.New(k.journal.redact(err.Error()))
+	}
+	if err := k.build(C.BK_BULK); err != nil {
+		C.bk_free(k.c)
+		return nil, errors.New(k.journal.redact(err.Error()))
+	}
+	return k, nil
+}
+
+// configure sets properties, in the order of their names so that errors do not
+// change from run to run.
+func configure(c *C.bk_sink, properties map[string]string) error {
+	var text [512]C.char
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		n, v := C.CString(name), C.CString(properties[name])
+		failed := C.bk_conf(c, n, v, &text[0], C.size_t(len(text))) != 0
+		C.free(unsafe.Pointer(n))
+		C.free(unsafe.Pointer(v))
+		if failed {
+			return fmt.Errorf("property %s: %s", name, C.GoString(&text[0]))
+		}
+	}
+	return nil
+}
+
+func checkWithLibrary(properties map[string]string) error {
+	if C.bk_linked() == 0 {
+		return errors.New("librdkafka is not linked in")
+	}
+	name := C.CString(record.HeaderName)
+	defer C.free(unsafe.Pointer(name))
+	c := C.bk_new(1, name)
+	if c == nil {
+		return errors.New("no memory for a Kafka configuration")
+	}
+	defer C.bk_free(c)
+	o := Options{Properties: properties}
+	if err := configure(c, properties); err != nil {
+		return errors.New(o.redactor()(err.Error()))
+	}
+	return nil
+}
+
+// Version returns the version of librdkafka.
+func Version() string { return C.GoString(C.bk_version()) }
+
+func (k *kafkaSink) build(lane C.int) error {
+	var text [512]C.char
+	if C.bk_build(k.c, lane, &text[0], C.size_t(len(text))) != 0 {
+		return fmt.Errorf("make a Kafka producer: %s", C.GoString(&text[0]))
+	}
+	return nil
+}
+
+func (k *kafkaSink) Topic(name string) (uint32, error) {
+	if err := checkTopic(name); err != nil {
+		return 0, err
+	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return 0, ErrClosed
+	}
+	k.topicMu.Lock()
+	defer k.topicMu.Unlock()
+	if h, ok := k.topics[name]; ok {
+		return h, nil
+	}
+	s := C.CString(name)
+	defer C.free(unsafe.Pointer(s))
+	h := C.bk_topic(k.c, s)
+	if h < 0 {
+		return 0, fmt.Errorf("topic %q: more than %d topics", name, int(C.BK_MAX_TOPICS))
+	}
+	k.topics[name] = uint32(h)
+	k.names = append(k.names, name)
+	return uint32(h), nil
+}
+
+func (k *kafkaSink) topicName(h uint32) string {
+	k.topicMu.Lock()
+	defer k.topicMu.Unlock()
+	if int(h) < len(k.names) {
+		return k.names[h]
+	}
+	return ""
+}
+
+func (k *kafkaSink) Hand(stream uint32, pos uint64, b *record.Batch, from int) (int, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return 0, ErrClosed
+	}
+	recs := b.Recs[from:]
+	if len(recs) == 0 {
+		return 0, nil
+	}
+	h := C.bk_hand(k.c, C.uint32_t(stream), C.uint64_t(pos),
+		unsafe.Pointer(unsafe.SliceData(b.Data)), C.uint64_t(len(b.Data)),
+		unsafe.Pointer(unsafe.SliceData(recs)), C.uint32_t(len(recs)))
+	switch h.err {
+	case C.BK_OK:
+		return int(h.n), nil
+	case C.BK_STOPPED:
+		return 0, ErrStopped
+	case C.BK_CLOSED:
+		return 0, ErrClosed
+	case C.BK_POSITION:
+		return 0, fmt.Errorf("stream %d: position %d does not follow the last one", stream, pos)
+	case C.BK_BAD_RECORD:
+		return 0, fmt.Errorf("stream %d: position %d: record outside of its batch", stream, pos)
+	case C.BK_NO_TOPIC:
+		return 0, fmt.Errorf("stream %d: position %d: no topic with handle %d", stream, pos, recs[0].Topic)
+	default:
+		return 0, fmt.Errorf("stream %d was never Reset", stream)
+	}
+}
+
+func (k *kafkaSink) Poll(d time.Duration, dst []Report) []Report {
+	k.pollMu.Lock()
+	defer k.pollMu.Unlock()
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.poll(d, dst)
+}
+
+// poll is called with pollMu and mu held.
+func (k *kafkaSink) poll(d time.Duration, dst []Report) []Report {
+	until := time.Now().Add(d)
+	had := len(dst)
+	for wait := d; ; {
+		if k.closed {
+			return dst
+		}
+		// Rounded up: a wait of less than a millisecond must not spin.
+		ms := (min(wait, pollSlice) + time.Millisecond - 1) / time.Millisecond
+		p := C.bk_poll(k.c, C.int(max(ms, 0)), &k.reports[0], C.uint32_t(len(k.reports)))
+		for i := range k.reports[:p.n] {
+			dst = append(dst, k.report(&k.reports[i]))
+		}
+		if p.flags != C.BK_CONNECTED|C.BK_PROGRESS {
+			k.attend(p.flags)
+		}
+		if p.flags&C.BK_HAS_DEAD != 0 || p.n == reportsPerPoll {
+			wait = 0
+			continue // there is more to report
+		}
+		if wait = time.Until(until); wait <= 0 || len(dst) > had {
+			return dst
+		}
+		select {
+		case <-k.done:
+			return dst
+		default:
+		}
+	}
+}
+
+func (k *kafkaSink) report(r *C.bk_report) Report {
+	out := Report{Stream: uint32(r.stream), Acked: uint64(r.acked), Outstanding: uint32(r.outstanding)}
+	if r.err == 0 {
+		return out
+	}
+	why := errors.New("the dead-letter file could not take the record")
+	if r.err != C.BK_DEAD_LETTER {
+		why = errors.New(C.GoString(C.bk_err2str(C.int(r.err))))
+	}
+	if r.again != 0 {
+		why = fmt.Errorf("%w: %w", ErrBatchRefused, why)
+	}
+	out.Err = fmt.Errorf("topic %s: position %d: %w", k.topicName(uint32(r.topic)), uint64(r.err_pos), why)
+	if r.err != C.BK_DEAD_LETTER { // which has told more
+		k.journal.fault(out.Err.Error())
+	}
+	return out
+}
+
+// attend does what is rare.
+func (k *kafkaSink) attend(flags C.uint32_t) {
+	if flags&C.BK_HAS_TEXT != 0 {
+		for t := C.bk_take_text(k.c); t != nil; {
+			next := t.next
+			text, facility := C.GoString(&t.text[0]), C.GoString(&t.fac[0])
+			if facility == "" { // an error event
+				facility = C.GoString(C.bk_err2str(C.int(t.err)))
+				k.journal.fault(facility + ": " + text)
+			}
+			k.journal.line(int(t.level), facility, text)
+			C.bk_free_text(t)
+			t = next
+		}
+	}
+	if flags&C.BK_HAS_DEAD != 0 {
+		for d := C.bk_take_dead(k.c); d != nil; {
+			next := d.next
+			k.bury(d)
+			d = next
+		}
+	}
+	k.taskMu.Lock()
+	defer k.taskMu.Unlock()
+	k.connected = flags&C.BK_CONNECTED != 0
+	if flags&C.BK_PROGRESS != 0 {
+		k.failures = 0
+	}
+	if !k.connected && !k.probing {
+		k.probing = true
+		k.tasks.Go(k.probe)
+	}
+	for lane, flag := range [...]C.uint32_t{C.BK_WANT_BULK, C.BK_WANT_SINGLE} {
+		if flags&flag != 0 && !k.building[lane] {
+			k.building[lane] = true
+			k.tasks.Go(func() { k.rebuild(C.int(lane)) })
+		}
+	}
+}
+
+// bury sets aside a record that Kafka will never take.
+func (k *kafkaSink) bury(d *C.bk_dead) {
+	data := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(d), C.sizeof_bk_dead)), d.key_len+d.header_len+d.value_len)
+	r := deadRecord{
+		Time:   time.Now().UTC(),
+		Topic:  k.topicName(uint32(d.topic)),
+		Header: data[d.key_len : d.key_len+d.header_len],
+		Value:  data[d.key_len+d.header_len:],
+		Error:  C.GoString(C.bk_err2str(C.int(d.err))),
+	}
+	if d.has_key != 0 {
+		r.Key = data[:d.key_len]
+	}
+	ok := C.int(1)
+	if err := appendDeadLetter(k.deadLetter, &r); err != nil {
+		ok = 0
+		k.journal.fault(fmt.Sprintf("topic %s: record of %d bytes: %s: %v", r.Topic, len(r.Value), r.Error, err))
+	} else {
+		k.journal.fault(fmt.Sprintf("topic %s: record of %d bytes set aside: %s", r.Topic, len(r.Value), r.Error))
+	}
+	C.bk_dead_done(k.c, d, ok)
+}
+
+// probe finds out whether a broker can be reached: librdkafka tells when all are
+// gone, but not when one is back.
+func (k *kafkaSink) probe() {
+	C.bk_probe(k.c, 500)
+	k.sleep(200 * time.Millisecond)
+	k.taskMu.Lock()
+	k.probing = false
+	k.taskMu.Unlock()
+}
+
+// rebuild makes the producer of a lane, for the first time or after a fatal
+// error.
+func (k *kafkaSink) rebuild(lane C.int) {
+	C.bk_retire(k.c, lane)
+	defer func() {
+		k.taskMu.Lock()
+		k.building[lane] = false
+		k.taskMu.Unlock()
+	}()
+	for {
+		k.taskMu.Lock()
+		wait := time.Duration(0)
+		if k.failures > 0 {
+			wait = backoff(k.failures - 1)
+		}
+		k.failures++
+		k.taskMu.Unlock()
+		if !k.sleep(wait) {
+			return
+		}
+		err := k.build(lane)
+		if err == nil {
+			break
+		}
+		k.journal.fault(err.Error())
+	}
+	if lane == C.BK_BULK {
+		k.taskMu.Lock()
+		k.rebuilt++
+		k.taskMu.Unlock()
+	}
+}
+
+// sleep waits for d, or returns false when the sink is closed.
+func (k *kafkaSink) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-k.done:
+		return false
+	}
+}
+
+func (k *kafkaSink) Reset(stream uint32, pos uint64) error {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return ErrClosed
+	}
+	switch C.bk_reset(k.c, C.uint32_t(stream), C.uint64_t(pos)) {
+	case C.BK_OK:
+		return nil
+	case C.BK_CLOSED:
+		return ErrClosed
+	case C.BK_BUSY:
+		return fmt.Errorf("stream %d has outstanding records", stream)
+	case C.BK_NO_STREAM:
+		return fmt.Errorf("stream %d: streams are numbered below %d", stream, int(C.BK_MAX_STREAMS))
+	default:
+		return fmt.Errorf("stream %d: no memory", stream)
+	}
+}
+
+func (k *kafkaSink) Stats() Stats {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return k.last
+	}
+	return k.stats()
+}
+
+func (k *kafkaSink) stats() Stats {
+	var c C.bk_stats
+	C.bk_get_stats(k.c, &c)
+	s := Stats{
+		Handed: uint64(c.handed), Acked: uint64(c.acked), Failed: uint64(c.failed), Dead: uint64(c.dead),
+		Bytes: uint64(c.bytes), Outstanding: uint64(c.outstanding), Window: uint64(k.window),
+		Connected: c.connected != 0,
+	}
+	s.LastError, s.LastErrorAt = k.journal.last()
+	k.taskMu.Lock()
+	s.Rebuilt = k.rebuilt
+	k.taskMu.Unlock()
+	return s
+}
+
+func (k *kafkaSink) Close(d time.Duration) error {
+	if !k.closing.CompareAndSwap(false, true) {
+		return ErrClosed
+	}
+	until := time.Now().Add(d)
+	C.bk_stop(k.c)
+	close(k.done)
+	k.pollMu.Lock()
+	defer k.pollMu.Unlock()
+	k.mu.RLock()
+	var rest []Report
+	for {
+		rest = k.poll(0, rest[:0]) // also with no time: reports may be waiting
+		left := time.Until(until)
+		if k.stats().Outstanding == 0 || left <= 0 {
+			break
+		}
+		rest = k.poll(min(left, pollSlice), rest[:0])
+	}
+	k.mu.RUnlock()
+	k.tasks.Wait()
+
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
+	k.last = k.stats()
+	C.bk_free(k.c)
+	k.c = nil
+	if n := k.last.Outstanding; n > 0 {
+		return fmt.Errorf("%d records left without a report", n)
+	}
+	return nil
+}

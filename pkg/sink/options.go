@@ -1,0 +1,352 @@
+package sink
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Defaults of Options.
+const (
+	DefaultWindow = 5000
+	DefaultLinger = 5 * time.Millisecond
+)
+
+// Options say how to reach Kafka. They are the same for both Kafka sinks.
+type Options struct {
+	// Brokers are host:port pairs to begin with; at least one.
+	Brokers []string
+
+	// Properties are any other properties of librdkafka, except those that
+	// CheckProperties refuses.
+	Properties map[string]string
+
+	TLS  TLS
+	SASL SASL
+
+	// DeadLetter is the file to which records are appended, one JSON object a
+	// line, that Kafka will never take: too large, or invalid. When it is empty
+	// such a record stops its stream instead, every time it is sent.
+	DeadLetter string
+
+	// Window is the greatest number of unacknowledged records; 0 means
+	// DefaultWindow. One stream gets at most half of it.
+	Window int
+
+	// Linger is how long a record may wait for others to share a request with
+	// it; 0 means DefaultLinger, a negative value not to wait.
+	Linger time.Duration
+
+	// Log takes librdkafka's log lines, at most a few a second. nil discards
+	// them.
+	Log *slog.Logger
+}
+
+// TLS encrypts the connections to the brokers. All files are PEM.
+type TLS struct {
+	Enable      bool
+	CAFile      string // certificates to trust; empty means the system's
+	CertFile    string // own certificate
+	KeyFile     string // of the own certificate
+	KeyPassword string
+	SkipVerify  bool // accept any certificate
+}
+
+// SASL authenticates to the brokers. The zero value means none.
+type SASL struct {
+	Mechanism string // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512
+	Username  string
+	Password  string
+}
+
+// only is a rule for a property that may be given but only with these values.
+type only struct {
+	values []string // none: not at all
+	reason string
+}
+
+const (
+	reasonAcks     = "a record counts as arrived only when every in-sync replica has it"
+	reasonIdem     = "without it a retried record can be stored twice or out of order"
+	reasonTimeout  = "a record must never be given up, however long Kafka is away"
+	reasonOptions  = "set by bmpha's own configuration"
+	reasonCallback = "set by bmpha itself"
+)
+
+var promised = map[string]only{
+	"acks":                                  {[]string{"all", "-1"}, reasonAcks},
+	"request.required.acks":                 {[]string{"all", "-1"}, reasonAcks},
+	"enable.idempotence":                    {[]string{"true"}, reasonIdem},
+	"message.timeout.ms":                    {[]string{"0"}, reasonTimeout},
+	"delivery.timeout.ms":                   {[]string{"0"}, reasonTimeout},
+	"retries":                               {[]string{"2147483647"}, reasonTimeout},
+	"message.send.max.retries":              {[]string{"2147483647"}, reasonTimeout},
+	"max.in.flight":                         {[]string{"1", "2", "3", "4", "5"}, reasonIdem},
+	"max.in.flight.requests.per.connection": {[]string{"1", "2", "3", "4", "5"}, reasonIdem},
+	"queuing.strategy":                      {[]string{"fifo"}, "records of a router would change their order"},
+	"delivery.report.only.error":            {[]string{"false"}, "without reports of success nothing would ever count as arrived"},
+	"enable.gapless.guarantee":              {[]string{"false"}, "one rejected record would stop every router; bmpha keeps the order by itself"},
+	"transactional.id":                      {nil, "records are sent outside of transactions, so a collector of the same id would shut this one out"},
+	"bootstrap.servers":                     {nil, reasonOptions},
+	"metadata.broker.list":                  {nil, reasonOptions},
+	"test.mock.num.brokers":                 {nil, "records would go to a broker that does not exist"},
+	"log.queue":                             {[]string{"true"}, reasonCallback},
+	"opaque":                                {nil, reasonCallback},
+	"default_topic_conf":                    {nil, reasonCallback},
+	"interceptors":                          {nil, reasonCallback},
+	"enabled_events":                        {nil, reasonCallback},
+}
+
+// CheckProperties tells whether the producer would take these properties: it
+// returns an error that names the first one, in the order of names, that
+// librdkafka does not know, whose value it does not take, or that would break a
+// promise of this package, and the reason. It does no I/O, except that
+// librdkafka may look for files that a property names.
+func CheckProperties(properties map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		if err := checkPromise(name, properties[name]); err != nil {
+			return err
+		}
+	}
+	return checkWithLibrary(properties)
+}
+
+func checkPromise(name, value string) error {
+	if strings.HasSuffix(name, "_cb") {
+		return fmt.Errorf("property %s is refused: %s", name, reasonCallback)
+	}
+	if strings.HasPrefix(name, "go.") {
+		return fmt.Errorf("property %s is refused: it belongs to a Go client, not to librdkafka", name)
+	}
+	rule, ok := promised[name]
+	if !ok || slices.Contains(rule.values, value) {
+		return nil
+	}
+	if len(rule.values) == 0 {
+		return fmt.Errorf("property %s is refused: %s", name, rule.reason)
+	}
+	return fmt.Errorf("property %s must be %s: %s", name, strings.Join(rule.values, " or "), rule.reason)
+}
+
+// properties returns everything that librdkafka is told, and the check of it.
+func (o *Options) properties() (map[string]string, error) {
+	if len(o.Brokers) == 0 {
+		return nil, errors.New("no Kafka broker given")
+	}
+	if o.Window < 0 {
+		return nil, fmt.Errorf("window of %d records", o.Window)
+	}
+	if err := CheckProperties(o.Properties); err != nil {
+		return nil, err
+	}
+	all := map[string]string{
+		"client.id":               "bmpha",
+		"linger.ms":               "5",
+		"socket.keepalive.enable": "true",
+		// A broker that is back is to be found soon: the default is 10 s.
+		"reconnect.backoff.max.ms": "1000",
+	}
+	maps.Copy(all, o.Properties)
+
+	var twice error
+	set := func(name, value string) {
+		if _, ok := o.Properties[name]; ok && twice == nil {
+			twice = fmt.Errorf("property %s is given twice: %s", name, reasonOptions)
+		}
+		all[name] = value
+	}
+	if o.Linger != 0 {
+		set("linger.ms", strconv.FormatFloat(max(0, o.Linger.Seconds()*1000), 'f', -1, 64))
+	}
+	if o.window() > 100000 {
+		set("queue.buffering.max.messages", strconv.Itoa(o.window()))
+	}
+	protocol := "plaintext"
+	switch {
+	case o.TLS.Enable && o.SASL.Mechanism != "":
+		protocol = "sasl_ssl"
+	case o.TLS.Enable:
+		protocol = "ssl"
+	case o.SASL.Mechanism != "":
+		protocol = "sasl_plaintext"
+	}
+	if protocol != "plaintext" {
+		set("security.protocol", protocol)
+	}
+	if o.TLS.Enable {
+		for name, value := range map[string]string{
+			"ssl.ca.location": o.TLS.CAFile, "ssl.certificate.location": o.TLS.CertFile,
+			"ssl.key.location": o.TLS.KeyFile, "ssl.key.password": o.TLS.KeyPassword,
+		} {
+			if value != "" {
+				set(name, value)
+			}
+		}
+		if o.TLS.SkipVerify {
+			set("enable.ssl.certificate.verification", "false")
+		}
+	}
+	if o.SASL.Mechanism != "" {
+		set("sasl.mechanisms", o.SASL.Mechanism)
+		set("sasl.username", o.SASL.Username)
+		set("sasl.password", o.SASL.Password)
+	}
+	all["bootstrap.servers"] = strings.Join(o.Brokers, ",")
+	all["acks"] = "all"
+	all["enable.idempotence"] = "true"
+	all["message.timeout.ms"] = "0"
+	delete(all, "request.required.acks")
+	delete(all, "delivery.timeout.ms")
+	return all, twice
+}
+
+func (o *Options) window() int {
+	if o.Window == 0 {
+		return DefaultWindow
+	}
+	return o.Window
+}
+
+// redactor returns a function that takes the secrets of o out of a text.
+func (o *Options) redactor() func(string) string {
+	secrets := []string{o.TLS.KeyPassword, o.SASL.Password}
+	for name, value := range o.Properties {
+		if strings.Contains(name, "password") || strings.Contains(name, "secret") || strings.HasSuffix(name, ".pem") ||
+			name == "sasl.oauthbearer.config" {
+			secrets = append(secrets, value)
+		}
+	}
+	var pairs []string
+	for _, s := range secrets {
+		if s != "" {
+			pairs = append(pairs, s, "[redacted]")
+		}
+	}
+	return strings.NewReplacer(pairs...).Replace
+}
+
+// A journal passes librdkafka's log lines on, slowly, and remembers the last
+// error. It is safe for concurrent use.
+type journal struct {
+	log    *slog.Logger
+	redact func(string) string
+	limit  *rate.Limiter
+
+	mu         sync.Mutex
+	suppressed int
+	lastError  string
+	lastAt     time.Time
+}
+
+func newJournal(o *Options) *journal {
+	j := &journal{log: o.Log, redact: o.redactor(), limit: rate.NewLimiter(2, 20)}
+	if j.log == nil {
+		j.log = slog.New(slog.DiscardHandler)
+	}
+	return j
+}
+
+// line logs a line with a severity of syslog.
+func (j *journal) line(severity int, facility, text string) {
+	level := slog.LevelDebug
+	switch {
+	case severity <= 3:
+		level = slog.LevelError
+	case severity == 4:
+		level = slog.LevelWarn
+	case severity <= 6:
+		level = slog.LevelInfo
+	}
+	if !j.log.Enabled(context.Background(), level) {
+		return
+	}
+	j.mu.Lock()
+	if !j.limit.Allow() {
+		j.suppressed++
+		j.mu.Unlock()
+		return
+	}
+	suppressed := j.suppressed
+	j.suppressed = 0
+	j.mu.Unlock()
+	attrs := []slog.Attr{slog.String("facility", facility), slog.String("text", j.redact(text))}
+	if suppressed > 0 {
+		attrs = append(attrs, slog.Int("suppressed", suppressed))
+	}
+	j.log.LogAttrs(context.Background(), level, "kafka client", attrs...)
+}
+
+func (j *journal) fault(text string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lastError, j.lastAt = j.redact(text), time.Now()
+}
+
+func (j *journal) last() (string, time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.lastError, j.lastAt
+}
+
+// A deadRecord is a line of the dead-letter file. The byte slices are base64.
+type deadRecord struct {
+	Time   time.Time `json:"time"`
+	Topic  string    `json:"topic"`
+	Key    []byte    `json:"key"`
+	Header []byte    `json:"header,omitempty"`
+	Value  []byte    `json:"value"`
+	Error  string    `json:"error"`
+}
+
+// appendDeadLetter sets a record aside, for good when it returns nil. Records
+// for it are rare, so the file is opened for each.
+func appendDeadLetter(path string, r *deadRecord) (err error) {
+	if path == "" {
+		return errors.New("no dead-letter file is configured")
+	}
+	line, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode a dead letter: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		return fmt.Errorf("dead-letter file: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("dead-letter file: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("dead-letter file: %w", err)
+	}
+	return nil
+}
+
+// checkTopic tells whether Kafka allows a name.
+func checkTopic(name string) error {
+	ok := name != "" && len(name) <= 249 && name != "." && name != ".."
+	for i := 0; ok && i < len(name); i++ {
+		c := name[i]
+		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-'
+	}
+	if !ok {
+		return fmt.Errorf("topic %q: a name has 1 to 249 letters, digits, '.', '_' and '-'", name)
+	}
+	return nil
+}
+
+// backoff is how long to wait before the n-th rebuild in a row, from 0.
+func backoff(n int) time.Duration {
+	return min(100*time.Millisecond<<min(n, 10), 10*time.Second)
+}

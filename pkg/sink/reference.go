@@ -1,0 +1,640 @@
+package sink
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
+
+	"github.com/bmpha/bmpha/pkg/record"
+)
+
+// referenceSink is the Sink over confluent-kafka-go's Go interface: the plain
+// way to do what kafkaSink does in C, to be read beside it, to test it against,
+// and to fall back to. It costs several times the CPU and allocates for each
+// record.
+type referenceSink struct {
+	properties map[string]string
+	window     int
+	deadLetter string
+	journal    *journal
+	done       chan struct{}
+	closing    atomic.Bool
+	tasks      sync.WaitGroup
+
+	pollMu sync.Mutex    // Poll and Close
+	news   chan struct{} // something for Poll that is no event of a producer
+
+	mu      sync.Mutex // everything below
+	stopped bool
+	topics  map[string]uint32
+	names   []string
+	streams map[uint32]*referenceStream
+	moved   []*referenceStream
+	lanes   [2]referenceLane
+	dead    []referenceDead
+	stats   Stats
+	probing bool
+	failed  int // rebuilds in a row without a record acknowledged
+}
+
+// The two producers, as in kafkaSink.
+const (
+	bulk = iota
+	single
+)
+
+type referenceLane struct {
+	producer    *kafka.Producer // nil while there is none
+	building    bool
+	fatal       bool
+	purged      bool
+	outstanding int
+	stopped     int // of these, those of streams that have failed
+}
+
+type referenceStream struct {
+	id         uint32
+	lane       int
+	base, next uint64
+	done       map[uint64]struct{} // positions from base on that are acknowledged
+	producing  int
+	dead       int
+	moved      bool
+	err        error
+	singleEnd  uint64
+}
+
+// referenceTag travels with a record and comes back with its report.
+type referenceTag struct {
+	stream *referenceStream
+	pos    uint64
+	lane   int
+}
+
+type referenceDead struct {
+	stream *referenceStream
+	pos    uint64
+	record deadRecord
+}
+
+// NewReference returns the plain Sink over confluent-kafka-go. It does not wait
+// for a broker. An error is one of the configuration.
+func NewReference(o Options) (Sink, error) {
+	properties, err := o.properties()
+	if err != nil {
+		return nil, err
+	}
+	s := &referenceSink{
+		properties: properties,
+		window:     o.window(),
+		deadLetter: o.DeadLetter,
+		journal:    newJournal(&o),
+		done:       make(chan struct{}),
+		news:       make(chan struct{}, 1),
+		topics:     map[string]uint32{},
+		streams:    map[uint32]*referenceStream{},
+	}
+	s.stats.Window = uint64(s.window)
+	if s.lanes[bulk].producer, err = s.build(bulk); err != nil {
+		return nil, errors.New(s.journal.redact(err.Error()))
+	}
+	return s, nil
+}
+
+func (s *referenceSink) build(lane int) (*kafka.Producer, error) {
+	m := kafka.ConfigMap{
+		"go.logs.channel.enable": true,
+		"go.events.channel.size": s.window + 1000,
+	}
+	for name, value := range s.properties {
+		m[name] = value
+	}
+	if lane == single {
+		m["batch.num.messages"] = "1"
+	}
+	p, err := kafka.NewProducer(&m)
+	if err != nil {
+		return nil, fmt.Errorf("make a Kafka producer: %w", err)
+	}
+	s.tasks.Go(func() {
+		for l := range p.Logs() {
+			s.journal.line(l.Level, l.Tag, l.Message)
+		}
+	})
+	return p, nil
+}
+
+func (s *referenceSink) Topic(name string) (uint32, error) {
+	if err := checkTopic(name); err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return 0, ErrClosed
+	}
+	h, ok := s.topics[name]
+	if !ok {
+		h = uint32(len(s.names))
+		s.topics[name] = h
+		s.names = append(s.names, name)
+	}
+	return h, nil
+}
+
+func (s *referenceSink) Hand(stream uint32, pos uint64, b *record.Batch, from int) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.streams[stream]
+	switch {
+	case s.stopped:
+		return 0, ErrClosed
+	case st == nil:
+		return 0, fmt.Errorf("stream %d was never Reset", stream)
+	case st.err != nil:
+		return 0, ErrStopped
+	case pos != st.next:
+		return 0, fmt.Errorf("stream %d: position %d does not follow the last one", stream, pos)
+	}
+	n := b.Len() - from
+	if st.lane == single {
+		switch {
+		case pos < st.singleEnd:
+			n = int(min(uint64(n), st.singleEnd-pos))
+		case st.producing+st.dead == 0:
+			st.lane = bulk
+		default:
+			n = 0 // the other producer could overtake
+		}
+	}
+	l := &s.lanes[st.lane]
+	if l.producer == nil || l.fatal {
+		return 0, nil
+	}
+	n = min(n, s.window-int(s.stats.Outstanding), max(1, s.window/2)-st.producing-st.dead)
+	for i := range n {
+		r := &b.Recs[from+i]
+		if int(r.Topic) >= len(s.names) {
+			if i > 0 {
+				return i, nil
+			}
+			return 0, fmt.Errorf("stream %d: position %d: no topic with handle %d", stream, pos, r.Topic)
+		}
+		m := &kafka.Message{
+			TopicPartition: kafka.TopicPartition{Topic: &s.names[r.Topic], Partition: kafka.PartitionAny},
+			Key:            b.Key(from + i),
+			Value:          b.Value(from + i),
+			Opaque:         referenceTag{st, pos + uint64(i), st.lane},
+		}
+		if h := b.Header(from + i); h != nil {
+			m.Headers = []kafka.Header{{Key: record.HeaderName, Value: h}}
+		}
+		if err := l.producer.Produce(m, nil); err != nil {
+			switch code := codeOf(err); code {
+			case kafka.ErrQueueFull:
+				return i, nil
+			case kafka.ErrFatal:
+				l.fatal = true
+				s.wake()
+				return i, nil
+			case kafka.ErrMsgSizeTooLarge:
+				s.bury(st, pos+uint64(i), m, err)
+			default:
+				s.fail(st, pos+uint64(i), s.names[r.Topic], err)
+				return i, nil
+			}
+		} else {
+			st.producing++
+			l.outstanding++
+			s.stats.Outstanding++
+			s.stats.Bytes += uint64(r.KeyLen + r.HeaderLen + r.ValueLen)
+		}
+		st.next++
+		s.stats.Handed++
+	}
+	return max(n, 0), nil
+}
+
+func codeOf(err error) kafka.ErrorCode {
+	var e kafka.Error
+	if errors.As(err, &e) {
+		return e.Code()
+	}
+	return kafka.ErrFail
+}
+
+// wake makes a Poll that waits look again.
+func (s *referenceSink) wake() {
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// The following are called with mu held.
+
+func (s *referenceSink) move(st *referenceStream) {
+	if !st.moved {
+		st.moved = true
+		s.moved = append(s.moved, st)
+	}
+	s.wake()
+}
+
+func (s *referenceSink) fail(st *referenceStream, pos uint64, topic string, why error) {
+	l := &s.lanes[st.lane]
+	if st.err == nil {
+		st.err = fmt.Errorf("topic %s: position %d: %w", topic, pos, why)
+		l.stopped += st.producing
+		s.journal.fault(st.err.Error())
+	}
+	s.stats.Failed++
+	l.purged = false
+	s.move(st)
+}
+
+func (s *referenceSink) bury(st *referenceStream, pos uint64, m *kafka.Message, why error) {
+	d := deadRecord{
+		Time: time.Now().UTC(), Topic: *m.TopicPartition.Topic, Error: why.Error(),
+		Value: append([]byte(nil), m.Value...),
+	}
+	if m.Key != nil {
+		d.Key = append([]byte{}, m.Key...)
+	}
+	for _, h := range m.Headers {
+		if h.Key == record.HeaderName {
+			d.Header = append([]byte(nil), h.Value...)
+		}
+	}
+	st.dead++
+	s.stats.Outstanding++
+	s.dead = append(s.dead, referenceDead{st, pos, d})
+	s.wake()
+}
+
+func (st *referenceStream) ack(pos uint64) {
+	st.done[pos] = struct{}{}
+	for {
+		if _, ok := st.done[st.base]; !ok {
+			return
+		}
+		delete(st.done, st.base)
+		st.base++
+	}
+}
+
+func (s *referenceSink) delivered(m *kafka.Message) {
+	tag := m.Opaque.(referenceTag)
+	st, l := tag.stream, &s.lanes[tag.lane]
+	st.producing--
+	l.outstanding--
+	s.stats.Outstanding--
+	if st.err != nil {
+		l.stopped--
+	}
+	err := m.TopicPartition.Error
+	if err == nil {
+		s.stats.Acked++
+		s.stats.Connected = true
+		s.failed = 0
+		st.ack(tag.pos)
+		s.move(st)
+		return
+	}
+	batch := false
+	switch codeOf(err) {
+	case kafka.ErrMsgSizeTooLarge, kafka.ErrRecordListTooLarge, kafka.ErrInvalidMsg, kafka.ErrInvalidMsgSize, kafka.ErrInvalidRecord:
+		if tag.lane == single {
+			s.bury(st, tag.pos, m, err)
+			return
+		}
+		batch = true
+	case kafka.ErrInvalidDifferentRecord:
+		batch = tag.lane == bulk
+	}
+	if batch {
+		st.singleEnd = max(st.singleEnd, tag.pos+1)
+		if st.err == nil {
+			err = fmt.Errorf("%w: %w", ErrBatchRefused, err)
+		}
+	}
+	s.fail(st, tag.pos, *m.TopicPartition.Topic, err)
+}
+
+// event takes one event of a producer.
+func (s *referenceSink) event(lane int, e kafka.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch e := e.(type) {
+	case *kafka.Message:
+		s.delivered(e)
+	case kafka.Error:
+		s.journal.fault(e.Error())
+		if e.Code() == kafka.ErrAllBrokersDown {
+			s.stats.Connected = false
+		}
+		if e.IsFatal() {
+			s.lanes[lane].fatal = true
+		}
+	}
+}
+
+// tend looks after the producers: see tend in shim.c.
+func (s *referenceSink) tend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.lanes {
+		l := &s.lanes[i]
+		switch {
+		case l.producer == nil:
+		case l.fatal && l.outstanding == 0:
+			old := l.producer
+			l.producer = nil
+			s.stats.Connected = false
+			s.startBuild(i, old)
+		case l.fatal && !l.purged:
+			l.purged = true
+			_ = l.producer.Purge(kafka.PurgeQueue | kafka.PurgeInFlight | kafka.PurgeNonBlocking)
+		case l.outstanding > 0 && l.outstanding == l.stopped && !l.purged:
+			l.purged = true
+			_ = l.producer.Purge(kafka.PurgeQueue | kafka.PurgeNonBlocking)
+		}
+	}
+	if p := s.lanes[bulk].producer; !s.stats.Connected && !s.probing && p != nil && !s.stopped {
+		s.probing = true
+		s.tasks.Go(func() { s.probe(p) })
+	}
+}
+
+func (s *referenceSink) probe(p *kafka.Producer) {
+	_, err := p.GetMetadata(nil, false, 500)
+	s.mu.Lock()
+	s.stats.Connected = s.stats.Connected || err == nil
+	s.mu.Unlock()
+	s.sleep(200 * time.Millisecond)
+	s.mu.Lock()
+	s.probing = false
+	s.mu.Unlock()
+}
+
+func (s *referenceSink) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-s.done:
+		return false
+	}
+}
+
+// startBuild makes the producer of a lane in the background, after old is
+// closed. It is called with mu held.
+func (s *referenceSink) startBuild(lane int, old *kafka.Producer) {
+	if s.lanes[lane].building || s.stopped {
+		if old != nil {
+			s.tasks.Go(func() { discard(old) })
+		}
+		return
+	}
+	s.lanes[lane].building = true
+	s.tasks.Go(func() {
+		if old != nil {
+			discard(old)
+		}
+		var p *kafka.Producer
+		for p == nil {
+			s.mu.Lock()
+			wait := time.Duration(0)
+			if s.failed > 0 {
+				wait = backoff(s.failed - 1)
+			}
+			s.failed++
+			s.mu.Unlock()
+			if !s.sleep(wait) {
+				return
+			}
+			var err error
+			if p, err = s.build(lane); err != nil {
+				s.journal.fault(err.Error())
+			}
+		}
+		s.mu.Lock()
+		if s.stopped {
+			s.mu.Unlock()
+			discard(p)
+			return
+		}
+		s.lanes[lane] = referenceLane{producer: p}
+		if lane == bulk {
+			s.stats.Rebuilt++
+		}
+		s.mu.Unlock()
+		s.wake()
+	})
+}
+
+// discard closes a producer of which nothing is expected any more.
+func discard(p *kafka.Producer) {
+	stop := make(chan struct{})
+	var drained sync.WaitGroup
+	drained.Go(func() {
+		for {
+			select {
+			case <-p.Events():
+			case <-stop:
+				return
+			}
+		}
+	})
+	p.Close()
+	close(stop)
+	drained.Wait()
+}
+
+// setAside writes the dead letters.
+func (s *referenceSink) setAside() {
+	s.mu.Lock()
+	dead := s.dead
+	s.dead = nil
+	s.mu.Unlock()
+	for i := range dead {
+		d := &dead[i]
+		err := appendDeadLetter(s.deadLetter, &d.record)
+		s.mu.Lock()
+		d.stream.dead--
+		s.stats.Outstanding--
+		if err != nil {
+			s.fail(d.stream, d.pos, d.record.Topic, err)
+		} else {
+			s.journal.fault(fmt.Sprintf("topic %s: record of %d bytes set aside: %s", d.record.Topic, len(d.record.Value), d.record.Error))
+			s.stats.Dead++
+			d.stream.ack(d.pos)
+			s.move(d.stream)
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (s *referenceSink) Poll(d time.Duration, dst []Report) []Report {
+	s.pollMu.Lock()
+	defer s.pollMu.Unlock()
+	return s.poll(d, dst)
+}
+
+func (s *referenceSink) poll(d time.Duration, dst []Report) []Report {
+	timeout := time.NewTimer(d)
+	defer timeout.Stop()
+	had := len(dst)
+	for {
+		s.mu.Lock()
+		var events [2]chan kafka.Event // nil ones block for ever
+		for i := range s.lanes {
+			if p := s.lanes[i].producer; p != nil {
+				events[i] = p.Events()
+			}
+		}
+		s.mu.Unlock()
+		s.takeEvents(events)
+		s.setAside()
+		s.tend()
+		if dst = s.takeReports(dst); len(dst) > had {
+			return dst
+		}
+		select {
+		case e := <-events[bulk]:
+			s.event(bulk, e)
+		case e := <-events[single]:
+			s.event(single, e)
+		case <-s.news:
+		case <-s.done:
+			return dst
+		case <-timeout.C:
+			return dst
+		}
+	}
+}
+
+// takeEvents takes what is there.
+func (s *referenceSink) takeEvents(events [2]chan kafka.Event) {
+	for {
+		select {
+		case e := <-events[bulk]:
+			s.event(bulk, e)
+		case e := <-events[single]:
+			s.event(single, e)
+		default:
+			return
+		}
+	}
+}
+
+func (s *referenceSink) takeReports(dst []Report) []Report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.moved {
+		st.moved = false
+		dst = append(dst, Report{Stream: st.id, Acked: st.base, Outstanding: uint32(st.producing + st.dead), Err: st.err})
+	}
+	s.moved = s.moved[:0]
+	return dst
+}
+
+func (s *referenceSink) Reset(stream uint32, pos uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return ErrClosed
+	}
+	st := s.streams[stream]
+	if st == nil {
+		st = &referenceStream{id: stream}
+		s.streams[stream] = st
+	}
+	if st.producing+st.dead > 0 {
+		return fmt.Errorf("stream %d has outstanding records", stream)
+	}
+	if pos != st.base || pos >= st.singleEnd {
+		st.singleEnd = 0
+	}
+	st.lane = bulk
+	if st.singleEnd > 0 {
+		st.lane = single
+		if s.lanes[single].producer == nil {
+			s.startBuild(single, nil)
+		}
+	}
+	st.base, st.next, st.done, st.err = pos, pos, map[uint64]struct{}{}, nil
+	return nil
+}
+
+func (s *referenceSink) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stats := s.stats
+	stats.LastError, stats.LastErrorAt = s.journal.last()
+	return stats
+}
+
+func (s *referenceSink) Close(d time.Duration) error {
+	if !s.closing.CompareAndSwap(false, true) {
+		return ErrClosed
+	}
+	until := time.Now().Add(d)
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	close(s.done)
+	s.pollMu.Lock()
+	defer s.pollMu.Unlock()
+	var rest []Report
+	for {
+		rest = s.poll(0, rest[:0])
+		left := time.Until(until)
+		if s.Stats().Outstanding == 0 || left <= 0 {
+			break
+		}
+		s.await(min(left, pollSlice))
+	}
+	n := s.Stats().Outstanding
+	for i := range s.lanes {
+		s.mu.Lock()
+		p := s.lanes[i].producer
+		s.lanes[i].producer = nil
+		s.mu.Unlock()
+		if p != nil {
+			_ = p.Purge(kafka.PurgeQueue | kafka.PurgeInFlight)
+			discard(p)
+		}
+	}
+	s.tasks.Wait()
+	if n > 0 {
+		return fmt.Errorf("%d records left without a report", n)
+	}
+	return nil
+}
+
+// await waits for an event of a closing sink, whose poll does not wait.
+func (s *referenceSink) await(d time.Duration) {
+	s.mu.Lock()
+	var events [2]chan kafka.Event
+	for i := range s.lanes {
+		if p := s.lanes[i].producer; p != nil {
+			events[i] = p.Events()
+		}
+	}
+	s.mu.Unlock()
+	timeout := time.NewTimer(d)
+	defer timeout.Stop()
+	select {
+	case e := <-events[bulk]:
+		s.event(bulk, e)
+	case e := <-events[single]:
+		s.event(single, e)
+	case <-timeout.C:
+	}
+}

@@ -1,0 +1,870 @@
+#include "shim.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <time.h>
+
+// What we use of librdkafka's public C interface, declared by ourselves. The
+// symbols are weak because this file is compiled (and, by cgo, trial-linked)
+// without the library; importing confluent-kafka-go's kafka package puts the
+// library into the final link, which resolves them. bk_linked checks that.
+typedef struct rd_kafka_s rd_kafka_t;
+typedef struct rd_kafka_topic_s rd_kafka_topic_t;
+typedef struct rd_kafka_conf_s rd_kafka_conf_t;
+typedef struct rd_kafka_topic_conf_s rd_kafka_topic_conf_t;
+typedef struct rd_kafka_headers_s rd_kafka_headers_t;
+typedef struct rd_kafka_error_s rd_kafka_error_t;
+typedef struct rd_kafka_queue_s rd_kafka_queue_t;
+struct rd_kafka_metadata;
+
+typedef struct {
+	int err;
+	rd_kafka_topic_t *rkt;
+	int32_t partition;
+	void *payload;
+	size_t len;
+	void *key;
+	size_t key_len;
+	int64_t offset;
+	void *opaque;
+} rd_kafka_message_t;
+
+typedef struct {
+	int vtype;
+	union {
+		rd_kafka_topic_t *rkt;
+		int i;
+		int32_t i32;
+		struct {
+			void *ptr;
+			size_t size;
+		} mem;
+		struct {
+			const char *name;
+			const void *val;
+			ssize_t size;
+		} header;
+		void *ptr;
+		char pad[64];
+	} u;
+} rd_kafka_vu_t;
+
+enum { V_RKT = 2, V_PARTITION = 3, V_VALUE = 4, V_KEY = 5, V_OPAQUE = 6, V_MSGFLAGS = 7, V_HEADER = 9 };
+enum { PRODUCER = 0, PARTITION_UA = -1, MSG_F_COPY = 2 };
+enum { PURGE_QUEUE = 1, PURGE_INFLIGHT = 2, PURGE_NON_BLOCKING = 4 };
+enum {
+	ERR_FATAL = -150,
+	ERR_INVALID_DIFFERENT_RECORD = -138,
+	ERR_ALL_BROKERS_DOWN = -187,
+	ERR_QUEUE_FULL = -184,
+	ERR_INVALID_MSG = 2,
+	ERR_INVALID_MSG_SIZE = 4,
+	ERR_MSG_SIZE_TOO_LARGE = 10,
+	ERR_RECORD_LIST_TOO_LARGE = 18,
+	ERR_INVALID_RECORD = 87,
+};
+
+#define WEAK extern __attribute__((weak))
+WEAK const char *rd_kafka_version_str(void);
+WEAK const char *rd_kafka_err2str(int err);
+WEAK int rd_kafka_last_error(void);
+WEAK int rd_kafka_error_code(const rd_kafka_error_t *error);
+WEAK void rd_kafka_error_destroy(rd_kafka_error_t *error);
+WEAK rd_kafka_conf_t *rd_kafka_conf_new(void);
+WEAK rd_kafka_conf_t *rd_kafka_conf_dup(const rd_kafka_conf_t *conf);
+WEAK void rd_kafka_conf_destroy(rd_kafka_conf_t *conf);
+WEAK int rd_kafka_conf_set(rd_kafka_conf_t *conf, const char *name, const char *value, char *errstr, size_t size);
+WEAK void rd_kafka_conf_set_opaque(rd_kafka_conf_t *conf, void *opaque);
+WEAK void rd_kafka_conf_set_dr_msg_cb(rd_kafka_conf_t *conf, void (*cb)(rd_kafka_t *, const rd_kafka_message_t *, void *));
+WEAK void rd_kafka_conf_set_error_cb(rd_kafka_conf_t *conf, void (*cb)(rd_kafka_t *, int, const char *, void *));
+WEAK void rd_kafka_conf_set_log_cb(rd_kafka_conf_t *conf, void (*cb)(const rd_kafka_t *, int, const char *, const char *));
+WEAK rd_kafka_t *rd_kafka_new(int type, rd_kafka_conf_t *conf, char *errstr, size_t size);
+WEAK void rd_kafka_destroy(rd_kafka_t *rk);
+WEAK void *rd_kafka_opaque(const rd_kafka_t *rk);
+WEAK int rd_kafka_set_log_queue(rd_kafka_t *rk, rd_kafka_queue_t *queue);
+WEAK rd_kafka_topic_t *rd_kafka_topic_new(rd_kafka_t *rk, const char *topic, rd_kafka_topic_conf_t *conf);
+WEAK void rd_kafka_topic_destroy(rd_kafka_topic_t *rkt);
+WEAK int rd_kafka_produce(rd_kafka_topic_t *rkt, int32_t partition, int msgflags, void *payload, size_t len, const void *key, size_t keylen, void *msg_opaque);
+WEAK rd_kafka_error_t *rd_kafka_produceva(rd_kafka_t *rk, const rd_kafka_vu_t *vus, size_t cnt);
+WEAK int rd_kafka_poll(rd_kafka_t *rk, int timeout_ms);
+WEAK int rd_kafka_purge(rd_kafka_t *rk, int flags);
+WEAK int rd_kafka_fatal_error(rd_kafka_t *rk, char *errstr, size_t size);
+WEAK int rd_kafka_metadata(rd_kafka_t *rk, int all_topics, rd_kafka_topic_t *only, const struct rd_kafka_metadata **md, int timeout_ms);
+WEAK void rd_kafka_metadata_destroy(const struct rd_kafka_metadata *md);
+WEAK int rd_kafka_message_headers(const rd_kafka_message_t *msg, rd_kafka_headers_t **hdrs);
+WEAK int rd_kafka_header_get_last(const rd_kafka_headers_t *hdrs, const char *name, const void **value, size_t *size);
+
+_Static_assert(sizeof(void *) == 8, "stream and position are carried in a 64-bit pointer");
+_Static_assert(sizeof(bk_rec) == 28, "bk_rec is record.Rec");
+
+// The window of a stream.
+
+int bk_ring_init(bk_ring *r, uint32_t window) {
+	uint64_t bits = 64;
+	while (bits < window)
+		bits *= 2;
+	r->bits = calloc(bits / 64, sizeof *r->bits);
+	r->mask = bits - 1;
+	r->base = r->next = 0;
+	return r->bits == NULL;
+}
+
+void bk_ring_reset(bk_ring *r, uint64_t pos) {
+	memset(r->bits, 0, (r->mask + 1) / 8);
+	r->base = r->next = pos;
+}
+
+// bk_ring_set marks a position in [base, next) and moves base past everything
+// that is marked.
+void bk_ring_set(bk_ring *r, uint64_t pos) {
+	uint64_t i = pos & r->mask;
+	r->bits[i / 64] |= UINT64_C(1) << (i % 64);
+	while (r->base < r->next) {
+		i = r->base & r->mask;
+		uint64_t bit = UINT64_C(1) << (i % 64);
+		if (!(r->bits[i / 64] & bit))
+			break;
+		r->bits[i / 64] &= ~bit;
+		r->base++;
+	}
+}
+
+void bk_ring_free(bk_ring *r) {
+	free(r->bits);
+	r->bits = NULL;
+}
+
+// The low bits of a position are enough: those in a window are close together.
+#define POS_BITS 44
+#define POS_MASK ((UINT64_C(1) << POS_BITS) - 1)
+
+void *bk_opaque(uint32_t stream, uint64_t pos) {
+	return (void *)(uintptr_t)((uint64_t)stream << POS_BITS | (pos & POS_MASK));
+}
+
+uint32_t bk_opaque_stream(void *opaque) { return (uint32_t)((uint64_t)(uintptr_t)opaque >> POS_BITS); }
+
+uint64_t bk_position(const bk_ring *r, void *opaque) {
+	return r->base + (((uint64_t)(uintptr_t)opaque - r->base) & POS_MASK);
+}
+
+// A stream. Its outstanding records are those in a producer and those waiting to
+// be written to the dead-letter file.
+typedef struct {
+	uint32_t id;
+	int lane;          // where its records go now
+	int moved;         // in the list of streams to report
+	int err;           // of the first failure, 0 while good; read without lock by bk_hand
+	uint32_t err_topic;
+	uint64_t err_pos;
+	uint64_t single_end; // positions below go one by one
+	uint32_t in_producer;
+	uint32_t dead;
+	bk_ring ring;
+} stream;
+
+typedef struct {
+	bk_sink *sink;
+	int index;
+	rd_kafka_t *rk;    // NULL while there is none
+	rd_kafka_t *dying; // taken out, to be destroyed by bk_retire
+	rd_kafka_topic_t **topics[BK_MAX_TOPICS / 256];
+	rd_kafka_topic_t **dying_topics[BK_MAX_TOPICS / 256];
+	int users;         // calls that use rk without the lock
+	int wanted;
+	int fatal;
+	int64_t purge_at;  // ms; when to purge a failed producer again
+	int purged;        // the queue was purged and nothing failed since
+	uint32_t in_producer;
+	uint32_t stopped;  // of these, those of streams that have failed
+} lane;
+
+struct bk_sink {
+	pthread_mutex_t mu;
+	pthread_cond_t wake; // a producer was built, or a user of one left
+	uint32_t window, share;
+	char *header_name;
+	rd_kafka_conf_t *conf;
+	lane lanes[BK_LANES];
+	stream **streams;
+	uint32_t streams_cap;
+	uint32_t *moved;
+	uint32_t moved_n, moved_cap;
+	char **names; // of topics
+	uint32_t topics_n;
+	bk_dead *dead, **dead_tail;
+	bk_text *text, **text_tail;
+	uint32_t text_n;
+	bk_stats stats;
+	int progress;
+	int closed;
+};
+
+enum { TEXT_MAX = 200 };
+
+int bk_linked(void) {
+	return rd_kafka_new && rd_kafka_produce && rd_kafka_produceva && rd_kafka_poll && rd_kafka_purge &&
+	       rd_kafka_fatal_error && rd_kafka_metadata && rd_kafka_metadata_destroy && rd_kafka_conf_new &&
+	       rd_kafka_conf_dup && rd_kafka_conf_set && rd_kafka_conf_set_dr_msg_cb && rd_kafka_conf_set_error_cb &&
+	       rd_kafka_conf_set_log_cb && rd_kafka_conf_set_opaque && rd_kafka_conf_destroy && rd_kafka_destroy &&
+	       rd_kafka_opaque && rd_kafka_set_log_queue && rd_kafka_topic_new && rd_kafka_topic_destroy &&
+	       rd_kafka_message_headers && rd_kafka_header_get_last && rd_kafka_last_error && rd_kafka_error_code &&
+	       rd_kafka_error_destroy && rd_kafka_err2str && rd_kafka_version_str;
+}
+
+const char *bk_version(void) { return rd_kafka_version_str(); }
+const char *bk_err2str(int err) { return rd_kafka_err2str(err); }
+
+static int64_t now_ms(void) {
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static void lock(bk_sink *s) { pthread_mutex_lock(&s->mu); }
+static void unlock(bk_sink *s) { pthread_mutex_unlock(&s->mu); }
+
+static stream *find(bk_sink *s, uint32_t id) { return id < s->streams_cap ? s->streams[id] : NULL; }
+
+// Everything below up to the next line of dashes is called with the lock held.
+
+static void moved(bk_sink *s, stream *st) {
+	if (st->moved)
+		return;
+	st->moved = 1;
+	s->moved[s->moved_n++] = st->id; // as long as the list of streams
+}
+
+static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) {
+	lane *l = &s->lanes[st->lane];
+	if (!st->err) {
+		st->err_pos = pos;
+		st->err_topic = topic;
+		__atomic_store_n(&st->err, err, __ATOMIC_RELAXED);
+		l->stopped += st->in_producer;
+	}
+	l->purged = 0;
+	moved(s, st);
+}
+
+// leave takes n records of a stream out of the count of its producer.
+static void leave(bk_sink *s, stream *st, uint32_t n) {
+	lane *l = &s->lanes[st->lane];
+	st->in_producer -= n;
+	l->in_producer -= n;
+	s->stats.outstanding -= n;
+	if (st->err)
+		l->stopped -= n;
+}
+
+static void bury(bk_sink *s, stream *st, bk_dead *d) {
+	st->dead++;
+	s->stats.outstanding++;
+	*s->dead_tail = d;
+	s->dead_tail = &d->next;
+}
+
+static void say(bk_sink *s, int level, int err, const char *fac, const char *text) {
+	bk_text *t = s->text_n < TEXT_MAX ? calloc(1, sizeof *t) : NULL;
+	if (!t) {
+		s->stats.text_dropped++;
+		return;
+	}
+	t->level = level;
+	t->err = err;
+	snprintf(t->fac, sizeof t->fac, "%s", fac);
+	snprintf(t->text, sizeof t->text, "%s", text);
+	*s->text_tail = t;
+	s->text_tail = &t->next;
+	s->text_n++;
+}
+
+// ---------------------------------------------------------------------------
+
+static bk_dead *new_dead(uint32_t stream, uint32_t topic, uint64_t pos, int err, const void *key, size_t key_len,
+                         const void *header, size_t header_len, const void *value, size_t value_len) {
+	bk_dead *d = malloc(sizeof *d + key_len + header_len + value_len);
+	if (!d)
+		return NULL;
+	*d = (bk_dead){.stream = stream, .topic = topic, .pos = pos, .err = err, .has_key = key != NULL,
+	               .key_len = key_len, .header_len = header_len, .value_len = value_len};
+	if (key_len)
+		memcpy(d->data, key, key_len);
+	if (header_len)
+		memcpy(d->data + key_len, header, header_len);
+	if (value_len)
+		memcpy(d->data + key_len + header_len, value, value_len);
+	return d;
+}
+
+// refused tells whether a broker refuses what it was given for what it is, so
+// that the same batch would be refused again.
+static int refused(int err) {
+	return err == ERR_MSG_SIZE_TOO_LARGE || err == ERR_RECORD_LIST_TOO_LARGE || err == ERR_INVALID_MSG ||
+	       err == ERR_INVALID_MSG_SIZE || err == ERR_INVALID_RECORD;
+}
+
+static uint32_t topic_of(bk_sink *s, lane *l, rd_kafka_topic_t *rkt) {
+	for (uint32_t i = 0; i < s->topics_n; i++)
+		if (l->topics[i / 256] && l->topics[i / 256][i % 256] == rkt)
+			return i;
+	return 0;
+}
+
+// on_delivery runs on the thread that polls.
+static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque) {
+	lane *l = opaque;
+	bk_sink *s = l->sink;
+	(void)rk;
+	lock(s);
+	stream *st = find(s, bk_opaque_stream(m->opaque));
+	uint64_t pos = bk_position(&st->ring, m->opaque);
+	leave(s, st, 1);
+	if (!m->err) {
+		s->stats.acked++;
+		s->stats.connected = 1;
+		s->progress = 1;
+		bk_ring_set(&st->ring, pos);
+		moved(s, st);
+		unlock(s);
+		return;
+	}
+	bk_dead *d = NULL;
+	if (refused(m->err) && l->index == BK_SINGLE) {
+		rd_kafka_headers_t *headers;
+		const void *header = NULL;
+		size_t header_len = 0;
+		if (rd_kafka_message_headers(m, &headers) == 0)
+			rd_kafka_header_get_last(headers, s->header_name, &header, &header_len);
+		d = new_dead(st->id, topic_of(s, l, m->rkt), pos, m->err, m->key, m->key_len, header, header_len, m->payload, m->len);
+	}
+	if (d) {
+		bury(s, st, d);
+	} else {
+		s->stats.failed++;
+		if (l->index == BK_BULK && (refused(m->err) || m->err == ERR_INVALID_DIFFERENT_RECORD) &&
+		    pos >= st->single_end)
+			st->single_end = pos + 1;
+		fail(s, st, m->err, pos, st->err ? 0 : topic_of(s, l, m->rkt));
+	}
+	moved(s, st);
+	unlock(s);
+}
+
+static void on_error(rd_kafka_t *rk, int err, const char *reason, void *opaque) {
+	lane *l = opaque;
+	bk_sink *s = l->sink;
+	char fatal[512];
+	if (err == ERR_FATAL) {
+		err = rd_kafka_fatal_error(rk, fatal, sizeof fatal);
+		reason = fatal;
+		lock(s);
+		l->fatal = 1;
+	} else {
+		lock(s);
+		if (err == ERR_ALL_BROKERS_DOWN)
+			s->stats.connected = 0;
+	}
+	say(s, 3, err, "", reason);
+	unlock(s);
+}
+
+// on_log runs on the thread that polls, because of log.queue.
+static void on_log(const rd_kafka_t *rk, int level, const char *fac, const char *buf) {
+	lane *l = rd_kafka_opaque(rk);
+	if (!l)
+		return;
+	lock(l->sink);
+	say(l->sink, level, 0, *fac ? fac : "-", buf);
+	unlock(l->sink);
+}
+
+bk_sink *bk_new(uint32_t window, const char *header_name) {
+	bk_sink *s = calloc(1, sizeof *s);
+	if (!s)
+		return NULL;
+	pthread_mutex_init(&s->mu, NULL);
+	pthread_condattr_t attr;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&s->wake, &attr);
+	pthread_condattr_destroy(&attr);
+	s->window = window;
+	s->share = window > 1 ? window / 2 : 1;
+	s->header_name = strdup(header_name);
+	s->conf = rd_kafka_conf_new();
+	s->names = calloc(BK_MAX_TOPICS, sizeof *s->names);
+	s->dead_tail = &s->dead;
+	s->text_tail = &s->text;
+	for (int i = 0; i < BK_LANES; i++) {
+		s->lanes[i].sink = s;
+		s->lanes[i].index = i;
+	}
+	if (!s->header_name || !s->conf || !s->names) {
+		bk_free(s);
+		return NULL;
+	}
+	return s;
+}
+
+int bk_conf(bk_sink *s, const char *name, const char *value, char *errstr, size_t size) {
+	return rd_kafka_conf_set(s->conf, name, value, errstr, size);
+}
+
+// new_topic is called with the lock held, or before the lane's producer is seen.
+static int new_topic(lane *l, rd_kafka_t *rk, uint32_t handle) {
+	rd_kafka_topic_t ***chunk = &l->topics[handle / 256];
+	if (!*chunk && !(*chunk = calloc(256, sizeof **chunk)))
+		return -1;
+	(*chunk)[handle % 256] = rd_kafka_topic_new(rk, l->sink->names[handle], NULL);
+	return (*chunk)[handle % 256] ? 0 : -1;
+}
+
+int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
+	lane *l = &s->lanes[index];
+	rd_kafka_conf_t *conf = rd_kafka_conf_dup(s->conf);
+	rd_kafka_conf_set_opaque(conf, l);
+	rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
+	rd_kafka_conf_set_error_cb(conf, on_error);
+	rd_kafka_conf_set_log_cb(conf, on_log);
+	if (rd_kafka_conf_set(conf, "log.queue", "true", errstr, size) ||
+	    (index == BK_SINGLE && rd_kafka_conf_set(conf, "batch.num.messages", "1", errstr, size))) {
+		rd_kafka_conf_destroy(conf);
+		return -1;
+	}
+	rd_kafka_t *rk = rd_kafka_new(PRODUCER, conf, errstr, size);
+	if (!rk) {
+		rd_kafka_conf_destroy(conf);
+		return -1;
+	}
+	rd_kafka_set_log_queue(rk, NULL);
+	lock(s);
+	for (uint32_t i = 0; i < s->topics_n; i++)
+		new_topic(l, rk, i); // a failure shows when the topic is used
+	l->fatal = l->wanted = l->purged = 0;
+	l->purge_at = 0;
+	if (index == BK_BULK)
+		s->progress = 0;
+	l->rk = rk;
+	pthread_cond_broadcast(&s->wake);
+	unlock(s);
+	return 0;
+}
+
+static void destroy(rd_kafka_t *rk, rd_kafka_topic_t ***topics) {
+	for (int i = 0; i < BK_MAX_TOPICS / 256; i++) {
+		if (!topics[i])
+			continue;
+		for (int j = 0; j < 256; j++)
+			if (topics[i][j])
+				rd_kafka_topic_destroy(topics[i][j]);
+		free(topics[i]);
+		topics[i] = NULL;
+	}
+	if (rk)
+		rd_kafka_destroy(rk);
+}
+
+void bk_retire(bk_sink *s, int index) {
+	lane *l = &s->lanes[index];
+	lock(s);
+	rd_kafka_t *rk = l->dying;
+	l->dying = NULL;
+	unlock(s);
+	if (rk)
+		destroy(rk, l->dying_topics);
+}
+
+int64_t bk_topic(bk_sink *s, const char *name) {
+	int64_t handle = -1;
+	lock(s);
+	if (s->topics_n < BK_MAX_TOPICS && (s->names[s->topics_n] = strdup(name))) {
+		handle = s->topics_n++;
+		for (int i = 0; i < BK_LANES; i++)
+			if (s->lanes[i].rk)
+				new_topic(&s->lanes[i], s->lanes[i].rk, (uint32_t)handle);
+	}
+	unlock(s);
+	return handle;
+}
+
+// produce gives one record to librdkafka, which copies it.
+static int produce(bk_sink *s, lane *l, rd_kafka_topic_t *rkt, const uint8_t *data, const bk_rec *r, void *opaque) {
+	void *key = r->key_len ? (void *)(data + r->key_off) : NULL;
+	void *value = (void *)(data + r->value_off);
+	if (!r->header_len) {
+		if (rd_kafka_produce(rkt, PARTITION_UA, MSG_F_COPY, value, r->value_len, key, r->key_len, opaque) == 0)
+			return 0;
+		return rd_kafka_last_error();
+	}
+	rd_kafka_vu_t v[] = {
+		{.vtype = V_RKT, .u.rkt = rkt},
+		{.vtype = V_PARTITION, .u.i32 = PARTITION_UA},
+		{.vtype = V_MSGFLAGS, .u.i = MSG_F_COPY},
+		{.vtype = V_VALUE, .u.mem = {value, r->value_len}},
+		{.vtype = V_KEY, .u.mem = {key, r->key_len}},
+		{.vtype = V_OPAQUE, .u.ptr = opaque},
+		{.vtype = V_HEADER, .u.header = {s->header_name, data + r->header_off, (ssize_t)r->header_len}},
+	};
+	rd_kafka_error_t *e = rd_kafka_produceva(l->rk, v, sizeof v / sizeof *v);
+	if (!e)
+		return 0;
+	int err = rd_kafka_error_code(e);
+	rd_kafka_error_destroy(e);
+	return err;
+}
+
+static int inside(uint32_t off, uint32_t n, uint64_t len) { return (uint64_t)off + n <= len; }
+
+bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint64_t len, const void *records, uint32_t n) {
+	const uint8_t *data = bytes;
+	const bk_rec *recs = records;
+	lock(s);
+	stream *st = find(s, id);
+	int err = s->closed ? BK_CLOSED : !st ? BK_NO_STREAM : st->err ? BK_STOPPED : pos != st->ring.next ? BK_POSITION : BK_OK;
+	if (err) {
+		unlock(s);
+		return (bk_handed){0, err};
+	}
+	if (st->lane == BK_SINGLE) {
+		if (pos < st->single_end)
+			n = st->single_end - pos < n ? (uint32_t)(st->single_end - pos) : n;
+		else if (st->in_producer + st->dead == 0)
+			st->lane = BK_BULK;
+		else
+			n = 0; // the other producer could overtake
+	}
+	lane *l = &s->lanes[st->lane];
+	uint64_t room = s->window - s->stats.outstanding, own = st->in_producer + st->dead;
+	uint64_t span = st->ring.mask + 1 - (st->ring.next - st->ring.base);
+	if (s->stats.outstanding >= s->window || own >= s->share || !l->rk || l->fatal)
+		n = 0;
+	n = room < n ? (uint32_t)room : n;
+	n = s->share - own < n ? (uint32_t)(s->share - own) : n;
+	n = span < n ? (uint32_t)span : n;
+	if (n == 0) {
+		unlock(s);
+		return (bk_handed){0, BK_OK};
+	}
+	// Reserve, so that what is acknowledged before we are back is accounted for.
+	st->ring.next += n;
+	st->in_producer += n;
+	l->in_producer += n;
+	s->stats.outstanding += n;
+	l->users++;
+	unlock(s);
+
+	uint32_t i, dead_n = 0;
+	uint64_t handed_bytes = 0;
+	bk_dead *dead = NULL, **dead_tail = &dead;
+	int outcome = BK_OK; // of the call
+	int failure = 0;     // of the stream
+	for (i = 0; i < n; i++) {
+		const bk_rec *r = &recs[i];
+		if (__atomic_load_n(&st->err, __ATOMIC_RELAXED))
+			break;
+		if (!inside(r->key_off, r->key_len, len) || !inside(r->header_off, r->header_len, len) ||
+		    !inside(r->value_off, r->value_len, len)) {
+			outcome = BK_BAD_RECORD;
+			break;
+		}
+		rd_kafka_topic_t **chunk = r->topic < BK_MAX_TOPICS ? l->topics[r->topic / 256] : NULL;
+		rd_kafka_topic_t *rkt = chunk ? chunk[r->topic % 256] : NULL;
+		if (!rkt) {
+			outcome = BK_NO_TOPIC;
+			break;
+		}
+		err = produce(s, l, rkt, data, r, bk_opaque(id, pos + i));
+		if (err == 0) {
+			handed_bytes += (uint64_t)r->key_len + r->header_len + r->value_len;
+			continue;
+		}
+		if (err == ERR_QUEUE_FULL || err == ERR_FATAL)
+			break; // no fault of the record: later
+		bk_dead *d = NULL;
+		if (err == ERR_MSG_SIZE_TOO_LARGE)
+			d = new_dead(id, r->topic, pos + i, err, r->key_len ? data + r->key_off : NULL, r->key_len,
+			             data + r->header_off, r->header_len, data + r->value_off, r->value_len);
+		if (!d) {
+			failure = err;
+			break;
+		}
+		*dead_tail = d;
+		dead_tail = &d->next;
+		dead_n++;
+	}
+
+	lock(s);
+	leave(s, st, n - i);
+	st->ring.next -= n - i;
+	leave(s, st, dead_n);
+	while (dead) {
+		bk_dead *d = dead;
+		dead = d->next;
+		d->next = NULL;
+		bury(s, st, d);
+	}
+	if (failure)
+		fail(s, st, failure, pos + i, recs[i].topic);
+	if (err == ERR_FATAL)
+		l->fatal = 1;
+	if (st->err)
+		moved(s, st); // its outstanding count has changed
+	s->stats.handed += i;
+	s->stats.bytes += handed_bytes;
+	if (--l->users == 0)
+		pthread_cond_broadcast(&s->wake);
+	unlock(s);
+	return (bk_handed){i, i ? BK_OK : outcome};
+}
+
+// tend looks after a lane whose producer failed or whose streams have all
+// stopped. It is called with the lock held.
+static void tend(bk_sink *s, lane *l) {
+	if (!l->rk)
+		return;
+	if (!l->fatal) {
+		// What is queued behind a failed record would only arrive twice. It can be
+		// purged when no good stream has anything in the same producer.
+		if (l->in_producer && l->in_producer == l->stopped && !l->purged) {
+			l->purged = 1;
+			rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_NON_BLOCKING);
+		}
+		return;
+	}
+	if (l->in_producer && now_ms() >= l->purge_at) {
+		l->purge_at = now_ms() + 1000;
+		rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_INFLIGHT | PURGE_NON_BLOCKING);
+	}
+	if (!l->in_producer && !l->users) {
+		l->dying = l->rk;
+		memcpy(l->dying_topics, l->topics, sizeof l->topics);
+		memset(l->topics, 0, sizeof l->topics);
+		l->rk = NULL;
+		l->wanted = 1;
+		s->stats.connected = 0;
+	}
+}
+
+bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
+	rd_kafka_t *rk[BK_LANES];
+	lock(s);
+	if (s->moved_n || s->dead)
+		ms = 0;
+	for (int i = 0; i < BK_LANES; i++) {
+		rk[i] = s->lanes[i].rk;
+		s->lanes[i].users += rk[i] != NULL;
+	}
+	if (!rk[BK_BULK] && !rk[BK_SINGLE] && ms > 0) {
+		struct timespec until;
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_sec += ms / 1000;
+		until.tv_nsec += (long)(ms % 1000) * 1000000;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_sec++;
+			until.tv_nsec -= 1000000000;
+		}
+		pthread_cond_timedwait(&s->wake, &s->mu, &until);
+	}
+	int both = rk[BK_BULK] && rk[BK_SINGLE], single_busy = s->lanes[BK_SINGLE].in_producer > 0;
+	unlock(s);
+
+	// While the second producer works, which is rare, both are asked in turns.
+	if (rk[BK_BULK])
+		rd_kafka_poll(rk[BK_BULK], both && single_busy && ms > 2 ? 2 : ms);
+	if (rk[BK_SINGLE])
+		rd_kafka_poll(rk[BK_SINGLE], both ? 0 : ms);
+
+	bk_polled p = {0, 0};
+	lock(s);
+	for (int i = 0; i < BK_LANES; i++)
+		if (rk[i] && --s->lanes[i].users == 0)
+			pthread_cond_broadcast(&s->wake);
+	for (int i = 0; i < BK_LANES; i++)
+		tend(s, &s->lanes[i]);
+	while (s->moved_n && p.n < cap) {
+		stream *st = s->streams[s->moved[--s->moved_n]];
+		st->moved = 0;
+		out[p.n++] = (bk_report){.stream = st->id, .outstanding = st->in_producer + st->dead, .acked = st->ring.base,
+		                         .err = st->err, .topic = st->err_topic, .err_pos = st->err_pos,
+		                         .again = st->err && st->lane == BK_BULK && st->single_end > st->ring.base};
+	}
+	p.flags = (s->dead ? BK_HAS_DEAD : 0) | (s->text ? BK_HAS_TEXT : 0) | (s->stats.connected ? BK_CONNECTED : 0) |
+	          (s->progress ? BK_PROGRESS : 0);
+	if (s->lanes[BK_BULK].wanted)
+		p.flags |= BK_WANT_BULK;
+	if (s->lanes[BK_SINGLE].wanted)
+		p.flags |= BK_WANT_SINGLE;
+	s->lanes[BK_BULK].wanted = s->lanes[BK_SINGLE].wanted = 0;
+	unlock(s);
+	return p;
+}
+
+static int grow(bk_sink *s, uint32_t id) {
+	uint32_t cap = s->streams_cap ? s->streams_cap : 64;
+	while (cap <= id)
+		cap *= 2;
+	if (cap == s->streams_cap)
+		return 0;
+	stream **streams = realloc(s->streams, cap * sizeof *streams);
+	if (!streams)
+		return -1;
+	memset(streams + s->streams_cap, 0, (cap - s->streams_cap) * sizeof *streams);
+	s->streams = streams;
+	s->streams_cap = cap;
+	uint32_t *list = realloc(s->moved, cap * sizeof *list);
+	if (!list)
+		return -1;
+	s->moved = list;
+	s->moved_cap = cap;
+	return 0;
+}
+
+static int reset(bk_sink *s, uint32_t id, uint64_t pos) {
+	if (s->closed)
+		return BK_CLOSED;
+	if (id >= BK_MAX_STREAMS)
+		return BK_NO_STREAM;
+	if (grow(s, id) || s->moved_cap < s->streams_cap)
+		return BK_NO_MEMORY;
+	stream *st = s->streams[id];
+	if (!st) {
+		st = calloc(1, sizeof *st);
+		if (!st || bk_ring_init(&st->ring, s->window)) {
+			free(st);
+			return BK_NO_MEMORY;
+		}
+		st->id = id;
+		s->streams[id] = st;
+	}
+	if (st->in_producer + st->dead)
+		return BK_BUSY;
+	// Only a restart where the stream stopped concerns the same records.
+	if (pos != st->ring.base || pos >= st->single_end)
+		st->single_end = 0;
+	st->lane = st->single_end ? BK_SINGLE : BK_BULK;
+	lane *l = &s->lanes[st->lane];
+	if (st->lane == BK_SINGLE && !l->rk && !l->dying)
+		l->wanted = 1;
+	st->err = 0;
+	bk_ring_reset(&st->ring, pos);
+	return BK_OK;
+}
+
+int bk_reset(bk_sink *s, uint32_t id, uint64_t pos) {
+	lock(s);
+	int err = reset(s, id, pos);
+	unlock(s);
+	return err;
+}
+
+bk_dead *bk_take_dead(bk_sink *s) {
+	lock(s);
+	bk_dead *d = s->dead;
+	s->dead = NULL;
+	s->dead_tail = &s->dead;
+	unlock(s);
+	return d;
+}
+
+void bk_dead_done(bk_sink *s, bk_dead *d, int ok) {
+	lock(s);
+	stream *st = s->streams[d->stream];
+	st->dead--;
+	s->stats.outstanding--;
+	if (ok) {
+		s->stats.dead++;
+		bk_ring_set(&st->ring, d->pos);
+	} else {
+		s->stats.failed++;
+		fail(s, st, BK_DEAD_LETTER, d->pos, d->topic);
+	}
+	moved(s, st);
+	unlock(s);
+	free(d);
+}
+
+bk_text *bk_take_text(bk_sink *s) {
+	lock(s);
+	bk_text *t = s->text;
+	s->text = NULL;
+	s->text_tail = &s->text;
+	s->text_n = 0;
+	unlock(s);
+	return t;
+}
+
+void bk_free_text(bk_text *t) { free(t); }
+
+void bk_probe(bk_sink *s, int ms) {
+	lane *l = &s->lanes[BK_BULK];
+	lock(s);
+	rd_kafka_t *rk = l->fatal ? NULL : l->rk;
+	l->users += rk != NULL;
+	unlock(s);
+	if (!rk)
+		return;
+	const struct rd_kafka_metadata *md = NULL;
+	int err = rd_kafka_metadata(rk, 0, NULL, &md, ms);
+	if (!err)
+		rd_kafka_metadata_destroy(md);
+	lock(s);
+	if (!err)
+		s->stats.connected = 1;
+	if (--l->users == 0)
+		pthread_cond_broadcast(&s->wake);
+	unlock(s);
+}
+
+void bk_get_stats(bk_sink *s, bk_stats *out) {
+	lock(s);
+	*out = s->stats;
+	unlock(s);
+}
+
+void bk_stop(bk_sink *s) {
+	lock(s);
+	s->closed = 1;
+	unlock(s);
+}
+
+void bk_free(bk_sink *s) {
+	for (int i = 0; i < BK_LANES; i++) {
+		lane *l = &s->lanes[i];
+		bk_retire(s, i);
+		if (l->rk) {
+			if (l->in_producer)
+				rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_INFLIGHT);
+			destroy(l->rk, l->topics);
+		}
+	}
+	for (uint32_t i = 0; i < s->streams_cap; i++)
+		if (s->streams[i]) {
+			bk_ring_free(&s->streams[i]->ring);
+			free(s->streams[i]);
+		}
+	free(s->streams);
+	free(s->moved);
+	for (uint32_t i = 0; i < s->topics_n; i++)
+		free(s->names[i]);
+	free(s->names);
+	while (s->dead) {
+		bk_dead *d = s->dead;
+		s->dead = d->next;
+		free(d);
+	}
+	while (s->text) {
+		bk_text *t = s->text;
+		s->text = t->next;
+		free(t);
+	}
+	if (s->conf)
+		rd_kafka_conf_destroy(s->conf);
+	free(s->header_name);
+	pthread_cond_destroy(&s->wake);
+	pthread_mutex_destroy(&s->mu);
+	free(s);
+}
