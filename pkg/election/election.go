@@ -303,6 +303,9 @@ func (e *Election) Renew(now int64) {
 	e.next = now
 }
 
+// Look makes the next round due at once: another member has something to say.
+func (e *Election) Look(now int64) { e.next = min(e.next, now) }
+
 // Force follows an operator's wish.
 func (e *Election) Force(now int64, m Mode) {
 	if m == e.mode {

@@ -1,0 +1,287 @@
+// Package collector is the daemon: BMP sessions in, records out, and in between
+// one ordered log per router that the election opens or holds.
+//
+//	session ──▶ router's log ──▶ gate ──▶ encoder ──▶ sink
+//	               ▲                         │
+//	               └──── acknowledged ───────┘
+//	election ⇄ Redis: which logs are sent, up to where others have sent
+//
+// It is the shell around the pure packages: hold and gate (what is kept and what
+// goes), election (who sends), pmacct (what records look like). Here are the
+// goroutines, the sockets and the clock, and as few decisions as possible:
+//
+//   - one goroutine per session reads, frames and appends (session.go);
+//   - a few workers encode and hand over, one collects reports (forward.go);
+//   - one goroutine owns the election and tells each router's gate what to do
+//     (coordinate.go).
+//
+// Locks: each router has one lock, held for appends, for handing over and for
+// reports, never while reading from the network or encoding. The run queue's
+// lock and the table's lock are taken inside or alone, never around it.
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bmpha/bmpha/pkg/cluster"
+	"github.com/bmpha/bmpha/pkg/election"
+	"github.com/bmpha/bmpha/pkg/hold"
+	"github.com/bmpha/bmpha/pkg/pmacct"
+	"github.com/bmpha/bmpha/pkg/sink"
+)
+
+// Options are what a Collector is made of. All fields without a comment that
+// says otherwise must be set.
+type Options struct {
+	Version string // of the program, shown to others; may be empty
+	Process string // name in the cluster
+	Cluster string
+	ID      int // of the cluster
+
+	Listen      []string       // addresses to listen on
+	Allow       []netip.Prefix // routers that may connect; empty means all
+	MaxSessions int
+	MaxMessage  int           // bytes of a BMP message
+	KeepAlive   time.Duration // of TCP; negative turns it off
+	ReadTimeout time.Duration // inside a message
+	BySysName   bool          // identify routers by sysName instead of address
+	Alias       map[netip.Addr]string
+
+	Memory int64 // bytes for all logs
+	Window time.Duration
+	Margin time.Duration
+
+	Redis     cluster.Options // Keys, Process, Expiry, Deadline and Keep are filled in
+	Heartbeat time.Duration
+	Expiry    time.Duration
+
+	Encoder *pmacct.Encoder
+	// Topic and Key give the topic and key of the records of a session.
+	Topic func(netip.Addr, uint16) string
+	Key   func(netip.Addr, uint16) []byte
+
+	Sink       sink.Sink
+	SinkKind   string // "kafka", "file", "stdout": for status
+	SinkTarget string // brokers and topic, or path: for status
+
+	StopTimeout time.Duration // for flushing at the end; 0 means 20 s
+	Log         *slog.Logger
+}
+
+// A Collector is one running daemon. Make it with New, then Run.
+type Collector struct {
+	o        Options
+	instance uint64
+	started  time.Time
+	clock    clock
+	log      *slog.Logger
+
+	budget  *hold.Budget
+	routers routers
+	fwd     forwarder
+	co      coordinator
+
+	listeners []net.Listener
+	sessions  sync.WaitGroup
+	open      atomic.Int64
+	nextID    atomic.Uint32 // of sessions
+	closing   atomic.Bool
+	counts    counts
+}
+
+// counts are what has no better place.
+type counts struct {
+	accepted, notAllowed, tooMany, notBMP, displaced, outOfRouters atomic.Uint64
+	byType                                                         [8]atomic.Uint64 // BMP message types 0 to 6, others
+}
+
+// New makes a collector and binds its listening sockets, so that an address in
+// use is an error here and not later. Nothing is accepted before Run.
+func New(ctx context.Context, o Options) (*Collector, error) {
+	if o.StopTimeout == 0 {
+		o.StopTimeout = 20 * time.Second
+	}
+	c := &Collector{
+		o: o, instance: rand.Uint64(), started: time.Now(), clock: newClock(), log: o.Log,
+		budget: hold.NewBudget(o.Memory),
+	}
+	c.routers.init()
+	c.fwd.init(c)
+	c.co.init(c)
+	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: o.KeepAlive >= 0, Idle: o.KeepAlive, Interval: o.KeepAlive / 3, Count: 3,
+	}}
+	for _, addr := range o.Listen {
+		l, err := lc.Listen(ctx, "tcp", addr)
+		if err != nil {
+			c.closeListeners()
+			return nil, fmt.Errorf("listen for routers: %w", err)
+		}
+		c.listeners = append(c.listeners, l)
+	}
+	return c, nil
+}
+
+// Addresses returns what the collector listens on.
+func (c *Collector) Addresses() []net.Addr {
+	var a []net.Addr
+	for _, l := range c.listeners {
+		a = append(a, l.Addr())
+	}
+	return a
+}
+
+func (c *Collector) closeListeners() {
+	for _, l := range c.listeners {
+		l.Close()
+	}
+}
+
+// Run collects until ctx ends, then hands over to another member, or flushes if
+// there is none, and leaves. It returns nil when everything that was to be
+// delivered here was.
+func (c *Collector) Run(ctx context.Context) error {
+	work, stopWork := context.WithCancel(context.Background())
+	defer stopWork()
+	var wg sync.WaitGroup
+	wg.Go(func() { c.co.run(work) })
+	wg.Go(func() { c.co.client.Watch(work, c.co.announced) })
+	for range max(2, runtime.GOMAXPROCS(0)) {
+		wg.Go(c.fwd.work)
+	}
+	wg.Go(c.fwd.poll)
+	for _, l := range c.listeners {
+		wg.Go(func() { c.accept(l) })
+	}
+	c.log.Info("collector started", "process", c.o.Process, "cluster", c.o.Cluster, "cluster_id", c.o.ID,
+		"listen", c.Addresses(), "instance", fmt.Sprintf("%016x", c.instance))
+
+	<-ctx.Done()
+	err := c.stop()
+
+	c.fwd.close()
+	stopWork()
+	wg.Wait()
+	c.sessions.Wait()
+	return errors.Join(err, c.o.Sink.Close(c.o.StopTimeout), c.co.client.Close())
+}
+
+// stop ends the service in the order that loses nothing.
+func (c *Collector) stop() error {
+	c.closeListeners()
+	ctx, cancel := context.WithTimeout(context.Background(), c.o.StopTimeout)
+	defer cancel()
+	if heir, ok := c.co.heir(); ok {
+		c.log.Info("handing over", "to", heir)
+		c.co.leave()
+		c.await(ctx, (*router).atRest)
+		c.closeSessions()
+	} else {
+		// No one else: what was received is ours to deliver.
+		c.log.Info("flushing: no other member to hand over to")
+		c.closeSessions()
+		c.await(ctx, func(r *router) bool { return !r.stream.Wanted() || r.empty() })
+		c.co.leave()
+	}
+	c.co.resign(ctx)
+	var left int
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		if r.stream.Wanted() {
+			n, _, _ := r.stream.Held()
+			left += n
+		}
+		r.mu.Unlock()
+	}
+	if left > 0 {
+		return fmt.Errorf("stopped with %d BMP messages that Kafka has not acknowledged", left)
+	}
+	return nil
+}
+
+// await waits until done holds for every router, or ctx ends.
+func (c *Collector) await(ctx context.Context, done func(*router) bool) {
+	for _, r := range c.routers.all() {
+		stop := context.AfterFunc(ctx, func() { r.cond.Broadcast() })
+		r.mu.Lock()
+		for !done(r) && ctx.Err() == nil {
+			r.cond.Wait()
+		}
+		r.mu.Unlock()
+		stop()
+	}
+}
+
+// closeSessions ends all sessions and waits until their last entries are in the
+// logs.
+func (c *Collector) closeSessions() {
+	c.closing.Store(true)
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		if r.session != nil {
+			r.session.conn.Close()
+		}
+		r.cond.Broadcast()
+		r.mu.Unlock()
+	}
+	c.sessions.Wait()
+}
+
+// clock is the time of this process. Microseconds, never going back, and never
+// 0, which means "not yet" in many places.
+type clock struct {
+	start time.Time
+	wall  *atomic.Int64 // to add for µs since the Unix epoch
+	redis *atomic.Int64 // to add for Redis' clock
+}
+
+func newClock() clock {
+	c := clock{start: time.Now(), wall: new(atomic.Int64), redis: new(atomic.Int64)}
+	c.syncWall()
+	c.redis.Store(c.wall.Load())
+	return c
+}
+
+func (c *clock) now() int64 { return time.Since(c.start).Microseconds() + 1_000_000 }
+
+// syncWall follows steps of the system's clock.
+func (c *clock) syncWall() { c.wall.Store(time.Now().UnixMicro() - c.now()) }
+
+// fromRedis turns a time on Redis' clock into ours. Times before the process
+// started become 0.
+func (c *clock) fromRedis(t int64) int64 { return max(0, t-c.redis.Load()) }
+
+func (c *clock) toRedis(t int64) int64 { return t + c.redis.Load() }
+
+// toTime turns a time of ours into a time.Time.
+func (c *clock) toTime(t int64) time.Time {
+	if t == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(t + c.wall.Load())
+}
+
+func micros(d time.Duration) int64 { return d.Microseconds() }
+
+// electionConfig derives the timers of the election.
+func (c *Collector) electionConfig() election.Config {
+	heartbeat, expiry := micros(c.o.Heartbeat), micros(c.o.Expiry)
+	return election.Config{
+		Name: c.o.Process, Instance: c.instance,
+		Heartbeat: heartbeat, Expiry: expiry,
+		Deadline: election.Deadline(heartbeat, expiry),
+		Failures: 3,
+		Handover: 2 * expiry,
+		Window:   micros(c.o.Window),
+	}
+}

@@ -1,0 +1,443 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/bmpha/bmpha/pkg/cluster"
+	"github.com/bmpha/bmpha/pkg/election"
+	"github.com/bmpha/bmpha/pkg/gate"
+)
+
+// A coordinator is the shell of the election: it asks Redis when the election
+// wants it to, feeds it what happened, and tells every router's gate what to do.
+type coordinator struct {
+	c      *Collector
+	client *cluster.Client
+	host   string
+	noise  *rate.Limiter
+
+	wakeup chan struct{} // look at everything again
+	look   chan struct{} // ask Redis now
+	calls  chan func(now int64)
+	turned atomic.Int64 // when the loop last came round
+
+	// Owned by the loop.
+	e         *election.Election
+	busy      bool // an exchange with Redis is under way
+	publishAt int64
+	publishes chan struct{} // holds a token while a publish is under way
+	results   chan result
+	wrote     uint64 // the last value written
+	said      string // what was last said of the routers, to notice changes
+	announce  bool
+	ended     bool          // resigned: no more exchanges
+	idle      chan struct{} // closed when the last exchange is over
+
+	mu   sync.Mutex // guards what follows, for status
+	seen snapshot
+}
+
+// snapshot is what status shows of the election.
+type snapshot struct {
+	role      election.Role
+	mode      election.Mode
+	reason    string
+	since     int64
+	timestamp uint64
+	token     uint64
+	failing   string
+	failures  uint64 // rounds failed since the start
+	down      bool   // Redis counts as unavailable
+	rounds    uint64 // good rounds since the start
+	lastGood  int64
+	trip      int64 // of the last good round, µs
+	view      *cluster.View
+	takeover  takeover
+	takeovers uint64
+}
+
+// A takeover is the last time that this collector became active.
+type takeover struct {
+	at     int64
+	from   string // previous leader, if known
+	reason string
+	token  uint64
+	base   uint64 // entries replayed before
+}
+
+// result is what an exchange with Redis brought.
+type result struct {
+	round election.Round
+	view  *cluster.View
+	err   error
+	trip  int64
+	token uint64 // set if a claim was made
+	claim bool
+}
+
+func (co *coordinator) init(c *Collector) {
+	co.c = c
+	co.host, _ = os.Hostname()
+	co.noise = rate.NewLimiter(rate.Every(10*time.Second), 10)
+	co.wakeup = make(chan struct{}, 1)
+	co.look = make(chan struct{}, 1)
+	co.calls = make(chan func(int64))
+	co.results = make(chan result, 1)
+	co.publishes = make(chan struct{}, 1)
+	co.e = election.New(c.electionConfig(), c.clock.now())
+	co.turned.Store(c.clock.now())
+	o := c.o.Redis
+	o.Keys, o.Process = cluster.NewKeys(c.o.Cluster, c.o.ID), c.o.Process
+	o.Expiry = c.o.Expiry
+	o.Deadline = time.Duration(election.Deadline(micros(c.o.Heartbeat), micros(c.o.Expiry))) * time.Microsecond
+	o.Keep = c.o.Window
+	co.client = cluster.New(o)
+}
+
+// kick makes the loop look at everything again soon. It never blocks.
+func (co *coordinator) kick() { poke(co.wakeup) }
+
+// announced makes the loop ask Redis now.
+func (co *coordinator) announced() { poke(co.look) }
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// warn logs what the network causes, at a bounded rate.
+func (co *coordinator) warn(msg string, args ...any) {
+	if co.noise.Allow() {
+		co.c.log.Warn(msg, args...)
+	}
+}
+
+// do runs f in the loop and waits for it.
+func (co *coordinator) do(ctx context.Context, f func(now int64)) error {
+	done := make(chan struct{})
+	select {
+	case co.calls <- func(now int64) { f(now); close(done) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run is the loop. It ends when ctx does.
+func (co *coordinator) run(ctx context.Context) {
+	clk := &co.c.clock
+	var exchanges sync.WaitGroup
+	defer exchanges.Wait()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	tick := co.c.electionConfig().Deadline / 2
+	for {
+		now := clk.now()
+		co.turned.Store(now)
+		co.e.Tick(now)
+		co.apply(now)
+		if !co.busy && !co.ended && now >= co.e.Next() {
+			co.exchange(ctx, &exchanges)
+		}
+		if !co.ended && now >= co.publishAt {
+			co.publish(ctx, &exchanges, now)
+		}
+		next := min(now+tick, co.publishAt)
+		if !co.busy && !co.ended {
+			next = min(next, co.e.Next())
+		}
+		timer.Reset(time.Duration(max(next-clk.now(), 0)) * time.Microsecond)
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-co.wakeup:
+		case <-co.look:
+			co.e.Look(clk.now())
+		case f := <-co.calls:
+			f(clk.now())
+		case r := <-co.results:
+			co.finish(clk.now(), r)
+		}
+	}
+}
+
+// exchange begins a round with Redis.
+func (co *coordinator) exchange(ctx context.Context, wg *sync.WaitGroup) {
+	co.busy = true
+	clk := &co.c.clock
+	clk.syncWall()
+	value, claim := co.e.Wants()
+	self, _ := co.self()
+	timestamp, seen := co.e.Timestamp(), co.e.Token()
+	announce := co.announce || value != co.wrote
+	co.announce, co.wrote = false, value
+	wg.Go(func() {
+		r := result{claim: claim}
+		r.round, r.view, r.err = co.client.Round(ctx, self, timestamp, value, clk.now)
+		r.trip = clk.now() - r.round.Sent
+		if r.err == nil && claim {
+			r.token, r.err = co.client.Claim(ctx, seen)
+		}
+		if r.err == nil && announce {
+			r.err = co.client.Announce(ctx)
+		}
+		co.results <- r
+	})
+}
+
+// finish follows the end of a round.
+func (co *coordinator) finish(now int64, r result) {
+	co.busy = false
+	if co.idle != nil {
+		close(co.idle)
+		co.idle = nil
+	}
+	if r.err != nil && co.ended {
+		return
+	}
+	co.mu.Lock()
+	s := &co.seen
+	if r.err != nil {
+		s.failures++
+		s.failing = r.err.Error()
+	} else {
+		s.failing = ""
+		s.rounds++
+		s.view, s.lastGood, s.trip = r.view, r.round.Sent, r.trip
+	}
+	co.mu.Unlock()
+	if r.err != nil {
+		co.e.Failed(now, r.round.Sent, r.err.Error())
+		return
+	}
+	co.c.clock.redis.Store(r.round.RedisTime - (r.round.Sent + r.trip/2))
+	co.e.Done(now, r.round)
+	if r.claim {
+		co.e.Claimed(now, r.token)
+	}
+}
+
+// publish renews our low-water marks in Redis between rounds, if we have any.
+func (co *coordinator) publish(ctx context.Context, wg *sync.WaitGroup, now int64) {
+	co.publishAt = now + micros(co.c.o.Heartbeat)/4
+	if value, _ := co.e.Wants(); value == 0 || co.wrote == 0 {
+		return
+	}
+	if _, down := co.e.Unavailable(); down {
+		return
+	}
+	self, any := co.self()
+	if !any {
+		return
+	}
+	select {
+	case co.publishes <- struct{}{}:
+	default:
+		return
+	}
+	timestamp, beat := co.e.Timestamp(), co.c.clock.toRedis(now)
+	wg.Go(func() {
+		// That Redis does not answer is the rounds' to find out.
+		_ = co.client.Publish(ctx, self, timestamp, beat)
+		<-co.publishes
+	})
+}
+
+// self is what we say of ourselves now. It reports whether there is any mark in
+// it.
+func (co *coordinator) self() (*cluster.Self, bool) {
+	clk := &co.c.clock
+	role, reason, since := co.e.Role()
+	s := &cluster.Self{
+		Instance: co.c.instance, Version: co.c.o.Version, Host: co.host, PID: os.Getpid(),
+		Role: role.String(), Mode: co.e.Mode().String(), Reason: reason, Since: clk.toTime(since).UnixMicro(),
+		Token: co.e.Token(), Routers: make(map[string]election.RouterState),
+	}
+	any := false
+	for _, r := range co.c.routers.all() {
+		r.mu.Lock()
+		state := election.RouterState{
+			Hears: r.session != nil,
+			Sends: r.stream.Wanted() || r.stream.State() != gate.Holding,
+			Mark:  -1,
+		}
+		if mark, ok := r.stream.Mark(clk.now()); ok {
+			state.Mark = clk.toRedis(mark)
+			any = true
+		}
+		r.mu.Unlock()
+		s.Routers[r.identity] = state
+	}
+	return s, any
+}
+
+// apply tells every gate what the election has decided.
+func (co *coordinator) apply(now int64) {
+	c := co.c
+	co.follow(now)
+	c.fwd.lease.Store(co.e.Lease())
+	margin, window := micros(c.o.Margin), micros(c.o.Window)
+	changed := false
+	token := co.e.Token()
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		sends := r.stream.Wanted()
+		d := co.e.Duty(now, r.identity, r.session != nil, sends)
+		r.sender = d.Sender
+		r.stream.SetWanted(d.Send, token, d.Shared)
+		if d.Send {
+			c.fwd.wake(r)
+		} else {
+			if r.stream.State() != gate.Sending {
+				c.fwd.discard(r)
+			}
+			lowWater := d.LowWater
+			if lowWater >= 0 {
+				lowWater = c.clock.fromRedis(lowWater)
+			}
+			r.stream.Trim(now, lowWater, margin, window)
+		}
+		if d.Send != sends {
+			r.cond.Broadcast()
+		}
+		r.mu.Unlock()
+		changed = changed || d.Send != sends
+	}
+	said := co.routersSaid()
+	if said != co.said {
+		co.said = said
+		co.announce = true
+		co.e.Look(now)
+	}
+	c.forget(now)
+}
+
+// routersSaid sums up what others must know at once: which routers we hear and
+// send for.
+func (co *coordinator) routersSaid() string {
+	var b []byte
+	for _, r := range co.c.routers.all() {
+		r.mu.Lock()
+		hears, sends := r.session != nil, r.stream.Wanted() || r.stream.State() != gate.Holding
+		r.mu.Unlock()
+		b = fmt.Appendf(b, "%s %t %t\n", r.identity, hears, sends)
+	}
+	return string(b)
+}
+
+// follow keeps what status shows, and logs a change of role.
+func (co *coordinator) follow(now int64) {
+	role, reason, since := co.e.Role()
+	failing, down := co.e.Unavailable()
+	co.mu.Lock()
+	defer co.mu.Unlock()
+	s := &co.seen
+	old := *s
+	s.role, s.reason, s.since, s.mode = role, reason, since, co.e.Mode()
+	s.timestamp, s.token, s.down = co.e.Timestamp(), co.e.Token(), down
+	if down {
+		s.failing = failing
+	}
+	if role == old.role && s.mode == old.mode && down == old.down {
+		return
+	}
+	var names []string
+	for _, m := range co.e.Members() {
+		names = append(names, m.Name)
+	}
+	if role == election.Active && old.role != election.Active {
+		s.takeovers++
+		s.takeover = takeover{at: now, reason: reason, token: s.token, from: co.lastLeader(old.view)}
+		co.c.fwd.firstAck.Store(0)
+	}
+	co.c.log.Info("role", "old", old.role.String(), "new", role.String(), "mode", s.mode.String(),
+		"reason", reason, "members", names, "token", s.token)
+}
+
+// lastLeader names who was active before us.
+func (co *coordinator) lastLeader(v *cluster.View) string {
+	if v == nil {
+		return ""
+	}
+	for _, m := range v.Members {
+		if m.Role == election.Active.String() && m.Name != co.c.o.Process {
+			return m.Name
+		}
+	}
+	return ""
+}
+
+// heir names a member that would take over if we left.
+func (co *coordinator) heir() (name string, ok bool) {
+	_ = co.do(context.Background(), func(int64) {
+		if _, down := co.e.Unavailable(); down {
+			return
+		}
+		for _, m := range co.e.Members() {
+			if m.Name != co.c.o.Process && m.Value != election.ForcedStandby {
+				name, ok = m.Name, true
+				return
+			}
+		}
+	})
+	return name, ok
+}
+
+// leave makes us own nothing from now on, and says so at once.
+func (co *coordinator) leave() {
+	_ = co.do(context.Background(), func(now int64) {
+		co.e.Leave(now)
+		co.announce = true
+		co.e.Look(now)
+	})
+}
+
+// resign takes us off the list, after what we had sent was acknowledged.
+func (co *coordinator) resign(ctx context.Context) {
+	idle := make(chan struct{})
+	wrote := false
+	if err := co.do(ctx, func(int64) {
+		co.ended, wrote = true, co.wrote != 0
+		if co.busy {
+			co.idle = idle
+		} else {
+			close(idle)
+		}
+	}); err != nil {
+		return
+	}
+	<-idle // a round takes no longer than its deadline
+	if !wrote {
+		return
+	}
+	if err := co.client.Leave(ctx); err != nil {
+		co.c.log.Warn("could not leave the cluster in order", "error", err)
+	}
+}
+
+// errStuck is reported when the loop does not turn.
+var errStuck = errors.New("the main loop has not turned")
+
+// healthy reports whether the loops turn.
+func (c *Collector) healthy() error {
+	limit := max(5*time.Second, 2*c.o.Expiry)
+	now := c.clock.now()
+	for what, at := range map[string]int64{"election": c.co.turned.Load(), "reports": c.fwd.turned.Load()} {
+		if age := time.Duration(now-at) * time.Microsecond; age > limit {
+			return fmt.Errorf("%w: %s, for %s", errStuck, what, age.Round(time.Millisecond))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,267 @@
+package collector
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/bmpha/bmpha/pkg/bmp"
+	"github.com/bmpha/bmpha/pkg/gate"
+	"github.com/bmpha/bmpha/pkg/hold"
+	"github.com/bmpha/bmpha/pkg/pmacct"
+	"github.com/bmpha/bmpha/pkg/record"
+)
+
+// forgetAfter is how long, in µs, a router without a session and with an empty
+// log is remembered.
+const forgetAfter = int64(10 * time.Minute / time.Microsecond)
+
+// A router is one BMP speaker, with its log and gate.
+type router struct {
+	id       uint32
+	identity string
+	addr     netip.Addr
+	log      *slog.Logger
+	noise    *rate.Limiter // for log lines that the network causes
+
+	mu     sync.Mutex
+	cond   *sync.Cond // whatever of the below changes
+	stream *gate.Stream
+	held   *hold.Log
+
+	session   *session // open, or nil
+	displaced int      // sessions lately pushed out by newer ones
+	forgotten bool     // no longer in the table
+	facts     facts
+
+	// Handing over, see forward.go.
+	out      *record.Batch // encoded and not yet taken by the sink
+	outFrom  int
+	outPos   uint64
+	inFlight uint64
+	backoff  time.Duration
+	queued   bool // owned by the run queue's lock
+
+	sender string // who is to send for this router, by the last round
+}
+
+// facts are what status says of a router.
+type facts struct {
+	sysName, sysDescr string
+	sessions          uint64
+	messages, bytes   uint64
+	lastHeard         int64
+	closedAt          int64
+	peers             map[peer]struct{}
+	lastError         string
+	waited            uint64 // times the router was made to wait because memory was full
+}
+
+type peer struct {
+	distinguisher [8]byte
+	address       [16]byte
+	bgpID         [4]byte
+	kind          byte
+	rib           bmp.RIB
+}
+
+func newPeer(p *bmp.PerPeer) peer {
+	return peer{p.Distinguisher, p.RawAddress, p.BGPID, p.Type, p.RIB()}
+}
+
+// atRest reports whether nothing of the router is under way to the sink.
+func (r *router) atRest() bool { return r.stream.State() == gate.Holding && !r.stream.Wanted() }
+
+// empty reports whether all that the router said is acknowledged.
+func (r *router) empty() bool {
+	n, _, _ := r.stream.Held()
+	return n == 0 && r.stream.Outstanding() == 0
+}
+
+// note follows a message for what status shows. The Peer Ups of a table dump and
+// of a flap leave the right number of peers.
+func (f *facts) note(msg []byte) {
+	switch bmp.Type(msg) {
+	case bmp.TypeInitiation:
+		f.sysName, f.sysDescr = initiation(msg)
+	case bmp.TypePeerUp:
+		if p, err := bmp.ParsePerPeer(msg); err == nil && len(f.peers) < maxPeers {
+			f.peers[newPeer(&p)] = struct{}{}
+		}
+	case bmp.TypePeerDown:
+		if p, err := bmp.ParsePerPeer(msg); err == nil {
+			delete(f.peers, newPeer(&p))
+		}
+	}
+}
+
+// maxPeers bounds what one router can make us remember for status.
+const maxPeers = 100_000
+
+func initiation(msg []byte) (sysName, sysDescr string) {
+	tlvs := bmp.ParseInitiation(msg)
+	for tlvs.Next() {
+		switch t := tlvs.TLV(); t.Type {
+		case bmp.InitSysName:
+			sysName = printable(t.Value)
+		case bmp.InitSysDescr:
+			sysDescr = printable(t.Value)
+		}
+	}
+	return sysName, sysDescr
+}
+
+// printable makes what a router says safe for terminals, logs and keys.
+func printable(b []byte) string {
+	s := strings.ToValidUTF8(string(b[:min(len(b), 255)]), "?")
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// routers is the table of all routers that were heard.
+type routers struct {
+	mu         sync.RWMutex
+	byIdentity map[string]*router
+	byID       map[uint32]*router
+	nextID     uint32
+}
+
+func (t *routers) init() {
+	t.byIdentity = make(map[string]*router)
+	t.byID = make(map[uint32]*router)
+}
+
+func (t *routers) get(id uint32) *router {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byID[id]
+}
+
+// all returns the routers in the order of their identities.
+func (t *routers) all() []*router {
+	t.mu.RLock()
+	list := make([]*router, 0, len(t.byID))
+	for _, r := range t.byID {
+		list = append(list, r)
+	}
+	t.mu.RUnlock()
+	slices.SortFunc(list, func(a, b *router) int { return strings.Compare(a.identity, b.identity) })
+	return list
+}
+
+// identify names the router that a session comes from: by alias, by sysName if
+// so configured, else by its address. Two routers that share an address and have
+// different names are two.
+func (c *Collector) identify(addr netip.Addr, sysName string) string {
+	if alias, ok := c.o.Alias[addr]; ok {
+		return alias
+	}
+	if c.o.BySysName && sysName != "" {
+		return sysName
+	}
+	identity := addr.String()
+	c.routers.mu.RLock()
+	first := c.routers.byIdentity[identity]
+	c.routers.mu.RUnlock()
+	if first == nil {
+		return identity
+	}
+	first.mu.Lock()
+	defer first.mu.Unlock()
+	if first.session != nil && first.facts.sysName != "" && sysName != "" && first.facts.sysName != sysName {
+		return identity + "/" + sysName
+	}
+	return identity
+}
+
+// router returns the router of an identity, making it when it is new. It returns
+// nil when there are too many.
+func (c *Collector) router(identity string, addr netip.Addr) *router {
+	t := &c.routers
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.byIdentity[identity]; r != nil {
+		return r
+	}
+	if len(t.byID) >= 4*c.o.MaxSessions {
+		return nil
+	}
+	t.nextID++
+	r := &router{
+		id: t.nextID, identity: identity, addr: addr,
+		log:   c.log.With("router", identity),
+		noise: rate.NewLimiter(rate.Every(10*time.Second), 5),
+		facts: facts{peers: make(map[peer]struct{})},
+		held:  hold.NewLog(c.budget),
+	}
+	r.cond = sync.NewCond(&r.mu)
+	r.stream = gate.New(gate.Config{
+		ID: r.id, Instance: c.instance,
+		Open:    func(session uint32, body []byte) gate.Codec { return c.codec(r, body) },
+		OnError: func(session uint32, err error) { c.undecodable(r, session, err) },
+	}, r.held)
+	t.byIdentity[identity], t.byID[r.id] = r, r
+	return r
+}
+
+// forget drops routers that have not been heard for long.
+func (c *Collector) forget(now int64) {
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		if r.session == nil && r.empty() && now-max(r.facts.closedAt, r.facts.lastHeard) > forgetAfter && r.facts.sessions > 0 {
+			c.routers.mu.Lock()
+			delete(c.routers.byIdentity, r.identity)
+			delete(c.routers.byID, r.id)
+			c.routers.mu.Unlock()
+			r.forgotten = true
+			r.held.Close()
+		}
+		r.mu.Unlock()
+	}
+}
+
+// undecodable logs what of a message could not be decoded; the gate counts it.
+func (c *Collector) undecodable(r *router, session uint32, err error) {
+	if r.noise.Allow() {
+		r.log.Warn("message not fully decoded", "session", session, "error", err)
+	}
+}
+
+// codec adapts the encoder to the gate.
+type codec struct{ *pmacct.Session }
+
+func (c codec) Clone() gate.Codec { return codec{c.Session.Clone()} }
+
+// The body of an Opened entry: address (16 bytes), port (2).
+const openedLen = 18
+
+func openedBody(addr netip.AddrPort) [openedLen]byte {
+	var b [openedLen]byte
+	a := addr.Addr().As16()
+	copy(b[:], a[:])
+	binary.BigEndian.PutUint16(b[16:], addr.Port())
+	return b
+}
+
+// codec begins a session from the body of its Opened entry.
+func (c *Collector) codec(r *router, body []byte) gate.Codec {
+	addr := netip.AddrFrom16([16]byte(body)).Unmap()
+	port := binary.BigEndian.Uint16(body[16:])
+	topic, err := c.o.Sink.Topic(c.o.Topic(addr, port))
+	if err != nil { // was asked when the session was accepted
+		r.log.Error("topic of a session", "error", err)
+	}
+	return codec{c.o.Encoder.Session(pmacct.Identity{
+		Router: r.identity, Addr: addr, Port: port, Topic: topic, Key: c.o.Key(addr, port),
+	})}
+}

@@ -1,0 +1,323 @@
+package collector
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/bmpha/bmpha/pkg/bmp"
+	"github.com/bmpha/bmpha/pkg/hold"
+)
+
+const (
+	// firstWait is how long a router may take to say its name. RFC 7854 wants
+	// the Initiation first, and routers send it at once.
+	firstWait = 2 * time.Second
+
+	minRead = 32 << 10  // bytes of a session's first buffer
+	maxRead = 256 << 10 // and of its largest, unless a message needs more
+
+	// A router that connects again and again while its session is up is slowed
+	// down: each new session waits a little longer, up to displaceMost.
+	displaceLeast = 100 * time.Millisecond
+	displaceMost  = 5 * time.Second
+)
+
+// A session is one TCP connection from a router.
+type session struct {
+	id       uint32
+	conn     net.Conn
+	addr     netip.AddrPort
+	accepted int64
+	aborted  bool          // guarded by the router's lock
+	done     chan struct{} // closed when the Closed entry is in the log
+	buf      []byte        // what was read and not yet appended
+}
+
+func (c *Collector) accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of files, mostly
+			c.log.Error("accept a router", "error", err)
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		c.counts.accepted.Add(1)
+		addr := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
+		addr = netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
+		switch {
+		case !c.allowed(addr.Addr()):
+			c.counts.notAllowed.Add(1)
+			c.co.warn("router refused: not in listen.allow", "address", addr.Addr())
+			conn.Close()
+		case c.open.Load() >= int64(c.o.MaxSessions):
+			c.counts.tooMany.Add(1)
+			c.co.warn("router refused: too many sessions", "address", addr.Addr(), "limit", c.o.MaxSessions)
+			conn.Close()
+		default:
+			c.open.Add(1)
+			s := &session{
+				id: c.nextID.Add(1), conn: conn, addr: addr, accepted: c.clock.now(),
+				done: make(chan struct{}), buf: make([]byte, 0, minRead),
+			}
+			c.sessions.Go(func() {
+				defer c.open.Add(-1)
+				defer conn.Close()
+				c.serve(s)
+			})
+		}
+	}
+}
+
+func (c *Collector) allowed(addr netip.Addr) bool {
+	for _, p := range c.o.Allow {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return len(c.o.Allow) == 0
+}
+
+// serve follows a session from its first byte to its end.
+func (c *Collector) serve(s *session) {
+	sysName, err := s.introduce(c.o.MaxMessage)
+	if err != nil {
+		c.counts.notBMP.Add(1)
+		c.co.warn("session ended before its first message", "address", s.addr.Addr(), "error", err)
+		return
+	}
+	if _, err := c.o.Sink.Topic(c.o.Topic(s.addr.Addr(), s.addr.Port())); err != nil {
+		c.log.Error("session refused: topic", "address", s.addr.Addr(), "error", err)
+		return
+	}
+	r := c.claim(s, sysName)
+	if r == nil {
+		return
+	}
+	r.log.Info("session opened", "session", s.id, "address", s.addr.Addr(), "port", s.addr.Port(), "sysname", sysName)
+	c.co.kick()
+	err = c.read(r, s)
+	c.end(r, s)
+	if r.noise.Allow() {
+		r.log.Info("session closed", "session", s.id, "reason", err)
+	}
+	c.co.kick()
+}
+
+// introduce reads the first message and returns the router's sysName if it says
+// one. Silence is no error: BMP has no greeting that must be answered.
+func (s *session) introduce(maxMessage int) (string, error) {
+	if err := s.conn.SetReadDeadline(time.Now().Add(firstWait)); err != nil {
+		return "", err
+	}
+	for {
+		n, err := bmp.Next(s.buf, maxMessage)
+		if err != nil {
+			return "", err
+		}
+		if n > 0 {
+			if bmp.Type(s.buf) != bmp.TypeInitiation {
+				return "", nil
+			}
+			name, _ := initiation(s.buf[:n])
+			return name, nil
+		}
+		if err := s.fill(maxMessage); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return "", nil
+			}
+			return "", err
+		}
+	}
+}
+
+// fill reads once into the free part of the buffer, growing it when it is full.
+func (s *session) fill(maxMessage int) error {
+	if len(s.buf) == cap(s.buf) {
+		grown := make([]byte, len(s.buf), min(2*cap(s.buf), max(maxRead, maxMessage)))
+		copy(grown, s.buf)
+		s.buf = grown
+	}
+	n, err := s.conn.Read(s.buf[len(s.buf):cap(s.buf)])
+	s.buf = s.buf[:len(s.buf)+n]
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// claim finds the router of a session and makes s its session. It returns nil
+// when the session must end.
+func (c *Collector) claim(s *session, sysName string) *router {
+	for {
+		r := c.router(c.identify(s.addr.Addr(), sysName), s.addr.Addr())
+		if r == nil {
+			c.counts.outOfRouters.Add(1)
+			c.co.warn("session refused: too many routers", "address", s.addr.Addr())
+			return nil
+		}
+		if c.begin(r, s) {
+			return r
+		}
+		if !r.forgotten { // else it was dropped from the table a moment ago
+			return nil
+		}
+	}
+}
+
+// begin makes s the session of r. An older session of the same router ends
+// first, with all that it said in the log.
+func (c *Collector) begin(r *router, s *session) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.session != nil {
+		if c.closing.Load() {
+			return false
+		}
+		c.displace(r, s)
+	}
+	if r.forgotten {
+		return false
+	}
+	r.session = s
+	r.facts.sessions++
+	r.facts.peers = make(map[peer]struct{})
+	body := openedBody(s.addr)
+	if !c.append(r, s, hold.Opened, s.accepted, body[:]) {
+		r.session = nil
+		close(s.done)
+		return false
+	}
+	c.fwd.wake(r)
+	return true
+}
+
+// displace ends the session of r in favour of s. It gives up the router's lock
+// while it waits.
+func (c *Collector) displace(r *router, s *session) {
+	old := r.session
+	var wait time.Duration
+	if r.displaced > 0 {
+		wait = min(displaceLeast<<min(r.displaced, 10), displaceMost)
+	}
+	r.displaced++
+	r.mu.Unlock()
+	time.Sleep(wait)
+	r.mu.Lock()
+	if r.session != old {
+		return
+	}
+	old.aborted = true
+	old.conn.Close()
+	r.cond.Broadcast()
+	c.counts.displaced.Add(1)
+	if r.noise.Allow() {
+		r.log.Warn("router connected again: the newer session counts", "old", old.id, "new", s.id)
+	}
+	r.mu.Unlock()
+	<-old.done
+	r.mu.Lock()
+}
+
+// end writes that the session is over.
+func (c *Collector) end(r *router, s *session) {
+	r.mu.Lock()
+	s.aborted = false // the last entry may wait like any other
+	c.append(r, s, hold.Closed, c.clock.now(), nil)
+	r.session = nil
+	r.facts.closedAt = c.clock.now()
+	r.facts.peers = make(map[peer]struct{})
+	if c.clock.now()-s.accepted > micros(displaceMost) {
+		r.displaced = 0
+	}
+	r.cond.Broadcast()
+	c.fwd.wake(r)
+	r.mu.Unlock()
+	close(s.done)
+}
+
+// append puts an entry into the router's log and waits for room if it must. The
+// caller holds the router's lock. It reports false when the session was ended
+// meanwhile, or the collector stops and there is no room.
+func (c *Collector) append(r *router, s *session, kind hold.Kind, at int64, body []byte) bool {
+	waited := false
+	for !r.stream.Append(kind, s.id, at, body) {
+		if s.aborted || c.closing.Load() && kind != hold.Closed || c.fwd.closed.Load() {
+			return false
+		}
+		if !waited {
+			waited = true
+			r.facts.waited++
+		}
+		c.fwd.wake(r)
+		r.cond.Wait()
+		at = max(at, c.clock.now())
+	}
+	return true
+}
+
+// read moves messages from the connection into the log until the session ends.
+func (c *Collector) read(r *router, s *session) error {
+	for {
+		rest, err := c.take(r, s)
+		s.buf = s.buf[:copy(s.buf, rest)]
+		if err != nil {
+			return err
+		}
+		// A silent router is healthy; one that stops inside a message is not.
+		var deadline time.Time
+		if len(s.buf) > 0 {
+			deadline = time.Now().Add(c.o.ReadTimeout)
+		}
+		if err := s.conn.SetReadDeadline(deadline); err != nil {
+			return err
+		}
+		if err := s.fill(c.o.MaxMessage); err != nil {
+			switch {
+			case errors.Is(err, io.EOF) && len(s.buf) > 0:
+				return errors.New("router closed the connection inside a message")
+			case errors.Is(err, io.EOF):
+				return errors.New("router closed the connection")
+			case errors.Is(err, os.ErrDeadlineExceeded):
+				return errors.New("router stopped inside a message")
+			}
+			return err
+		}
+	}
+}
+
+var errAborted = errors.New("ended by the collector")
+
+// take appends the whole messages in the buffer and returns what is left.
+func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
+	b := s.buf
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := c.clock.now()
+	for {
+		n, err := bmp.Next(b, c.o.MaxMessage)
+		if err != nil || n == 0 {
+			c.fwd.wake(r)
+			return b, err
+		}
+		msg := b[:n]
+		if !c.append(r, s, hold.Message, now, msg) {
+			return nil, errAborted
+		}
+		t := bmp.Type(msg)
+		c.counts.byType[min(t, byte(len(c.counts.byType)-1))].Add(1)
+		if t != bmp.TypeRouteMonitoring {
+			r.facts.note(msg)
+		}
+		r.facts.messages++
+		r.facts.bytes += uint64(n)
+		r.facts.lastHeard = now
+		b = b[n:]
+	}
+}
