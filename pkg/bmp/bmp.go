@@ -360,13 +360,18 @@ func ParseStats(msg []byte) (Stats, error) {
 	}, nil
 }
 
-// Types of the information TLVs of Initiation (RFC 7854 section 4.3) and Peer
-// Up (section 4.10, RFC 9069 section 5.2.1) messages.
+// Types of the TLVs of an Initiation message, RFC 7854 section 4.3.
 const (
-	InfoString   uint16 = 0
-	InfoSysDescr uint16 = 1
-	InfoSysName  uint16 = 2
-	InfoVRFTable uint16 = 3
+	InitString   uint16 = 0
+	InitSysDescr uint16 = 1
+	InitSysName  uint16 = 2
+)
+
+// Types of the TLVs of a Peer Up Notification, RFC 7854 section 4.10 and RFC
+// 9069 section 5.2.1.
+const (
+	PeerUpString   uint16 = 0
+	PeerUpVRFTable uint16 = 3
 )
 
 // Types of the TLVs of a Termination message, RFC 7854 section 4.5.

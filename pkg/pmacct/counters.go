@@ -8,6 +8,7 @@ type Counters struct {
 	Malformed         uint64 // messages in which something could not be decoded
 	MissingPeerUp     uint64 // Route Monitoring for a peer that is not up
 	LocRIBAddress     uint64 // messages of a Loc-RIB peer that has an address
+	TooManyPeers      uint64 // Peer Up messages beyond what a session remembers
 	TooLong           uint64 // messages longer than pmacct takes
 	UnknownMessages   uint64 // messages of a type that is not known
 	Mirroring         uint64 // Route Mirroring messages, which make no record
@@ -21,7 +22,7 @@ type Counters struct {
 }
 
 type counters struct {
-	malformed, missingPeerUp, locRIBAddress, tooLong, unknownMessages, mirroring, notUpdate,
+	malformed, missingPeerUp, locRIBAddress, tooManyPeers, tooLong, unknownMessages, mirroring, notUpdate,
 	unknownFamilies, labelledAddPath, unknownAttributes, unknownTLVs, unknownStats, trailingTLVs atomic.Uint64
 }
 
@@ -32,6 +33,7 @@ func (e *Encoder) Counters() Counters {
 		Malformed:         c.malformed.Load(),
 		MissingPeerUp:     c.missingPeerUp.Load(),
 		LocRIBAddress:     c.locRIBAddress.Load(),
+		TooManyPeers:      c.tooManyPeers.Load(),
 		TooLong:           c.tooLong.Load(),
 		UnknownMessages:   c.unknownMessages.Load(),
 		Mirroring:         c.mirroring.Load(),

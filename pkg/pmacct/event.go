@@ -362,6 +362,10 @@ func (s *Session) learn(msg []byte, u *bmp.PeerUp) (localAS uint32, err error) {
 	if _, up := s.peers[key]; up {
 		return localAS, nil
 	}
+	if len(s.peers) >= maxPeers {
+		s.enc.counters.tooManyPeers.Add(1)
+		return 0, &Error{bmp.TypePeerUp, bmp.HeaderLen, ErrTooManyPeers}
+	}
 	p := &peer{fourOctet: four && remoteFour}
 	for i, f := range families {
 		from := received.AddPath(f)

@@ -24,14 +24,21 @@ var captures = []string{
 	"mixed-203.0.113.44", "mixed-203.0.113.54", "mixed-203.0.113.58", "mixed-203.0.113.81",
 }
 
-// fixtures returns the folder of captured router traffic, which lives outside
-// of the repository, or skips the test.
-func fixtures(t testing.TB) string {
-	dir := os.Getenv("BMPHA_FIXTURES")
+// fixturesDir returns the folder of captured router traffic, which lives
+// outside of the repository, and whether it is there.
+func fixturesDir() (dir string, ok bool) {
+	dir = os.Getenv("BMPHA_FIXTURES")
 	if dir == "" {
 		dir = filepath.Join("..", "..", "..", "shared", "fixtures")
 	}
-	if _, err := os.Stat(dir); err != nil {
+	_, err := os.Stat(dir)
+	return dir, err == nil
+}
+
+// fixtures returns that folder, or skips the test.
+func fixtures(t testing.TB) string {
+	dir, ok := fixturesDir()
+	if !ok {
 		t.Skipf("no captured traffic in %s (BMPHA_FIXTURES names another folder)", dir)
 	}
 	return dir

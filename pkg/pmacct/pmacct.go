@@ -43,6 +43,9 @@ const Dialect18 = "1.8"
 // throws it away.
 const maxMessage = 100000
 
+// maxPeers bounds what one router can make a session remember.
+const maxPeers = 100000
+
 // Options say how records look.
 type Options struct {
 	Dialect    string         // "" means Dialect18
@@ -226,6 +229,9 @@ var (
 	// ErrLabelledAddPath means that labelled or VPN routes have path
 	// identifiers, which pmacct cannot read: it leaves these routes out.
 	ErrLabelledAddPath = errors.New("labelled routes with path identifiers")
+	// ErrTooManyPeers means that a router has more BGP peers up than anybody
+	// has; what it says about further ones is not decoded.
+	ErrTooManyPeers = fmt.Errorf("more than %d peers up", maxPeers)
 	// ErrTooLong means that the message is longer than pmacct takes.
 	ErrTooLong = fmt.Errorf("message longer than %d bytes", maxMessage)
 )

@@ -27,6 +27,7 @@ type scratch struct {
 	comms  []uint32
 	ext    []uint64
 	large  []largeCommunity
+	upd    attributes // of the UPDATE
 }
 
 // attributes are those of an UPDATE that matter, the last one where one is
@@ -86,15 +87,16 @@ func (s *Session) routeMonitoring(b *record.Batch, o *record.Origin, at int64, m
 	if err != nil {
 		return s.malformed(msg, rm.Offset, err)
 	}
-	var a attributes
-	if err := s.readAttributes(&u, &a); err != nil {
+	a := &s.upd
+	defer func() { *a = attributes{} }() // it points into msg
+	if err := s.readAttributes(&u, a); err != nil {
 		return s.malformed(msg, rm.Offset, err)
 	}
 	if a.mergesAS4(peer) && !a.hasASPath() {
 		return s.malformed(msg, rm.Offset, &bgp.Error{What: "AS4_PATH without an AS_PATH", Offset: a.as4Path.Offset, Section: "RFC 6793 section 4.2.3"})
 	}
 
-	w := routeWriter{s: s, b: b, o: o, msg: msg, per: &per, peer: peer, attrs: &a, pdu: rm.Offset}
+	w := routeWriter{s: s, b: b, o: o, msg: msg, per: per, peer: peer, attrs: a, pdu: rm.Offset}
 	w.begin(&key, at)
 	if len(u.Withdrawn) != 0 {
 		w.withdraw(bgp.IPv4Unicast, u.Withdrawn, bgp.WithdrawnOffset)
@@ -262,7 +264,7 @@ type routeWriter struct {
 	b     *record.Batch
 	o     *record.Origin
 	msg   []byte
-	per   *bmp.PerPeer
+	per   bmp.PerPeer
 	peer  *peer
 	attrs *attributes
 	pdu   int  // offset of the UPDATE in msg
@@ -276,8 +278,8 @@ func (w *routeWriter) begin(key *peerKey, at int64) {
 	h := append(s.head[:0], `", "timestamp": "`...)
 	h = s.event.append(h, &s.enc.clock, int64(w.per.Sec), w.per.Usec)
 	h = append(h, '"')
-	h = appendRIB(h, w.per, w.per.Filtered())
-	s.head = appendBGPID(h, w.per)
+	h = appendRIB(h, &w.per, w.per.Filtered())
+	s.head = appendBGPID(h, &w.per)
 
 	e := append(s.end[:0], `, "timestamp_arrival": "`...)
 	e = s.appendArrival(e, at)
@@ -286,7 +288,7 @@ func (w *routeWriter) begin(key *peerKey, at int64) {
 	s.end = append(e, w.peer.tail...)
 
 	if s.enc.header {
-		s.hashIn = hashPeer(append(s.hashIn[:0], s.hashed...), w.per, key)
+		s.hashIn = hashPeer(append(s.hashIn[:0], s.hashed...), &w.per, key)
 	}
 }
 
@@ -328,7 +330,7 @@ func (w *routeWriter) write(kind string, attrs []byte, f bgp.Family, nlri []byte
 		return
 	}
 	w.setFamily(f)
-	peerRD := distinguisher(w.per)
+	peerRD := distinguisher(&w.per)
 	routes := bgp.Routes(nlri, offset, f, addPath, labels)
 	for routes.Next() {
 		p := routes.Prefix()
@@ -409,7 +411,7 @@ func (w *routeWriter) endOfRIB(f bgp.Family) {
 	d = s.seq(d)
 	d = append(d, `, "log_type": "end-of-rib`...)
 	d = append(d, s.head...)
-	d = appendPeerDistinguisher(d, w.per)
+	d = appendPeerDistinguisher(d, &w.per)
 	d = append(d, s.family...)
 	w.b.Data = append(d, s.end...)
 	s.finish(w.b, w.o, off)
