@@ -73,6 +73,7 @@ type Options struct {
 	Sink       sink.Sink
 	SinkKind   string // "kafka", "file", "stdout": for status
 	SinkTarget string // brokers and topic, or path: for status
+	DeadLetter string // file: for status; may be empty
 
 	StopTimeout time.Duration // for flushing at the end; 0 means 20 s
 	Log         *slog.Logger
@@ -102,6 +103,8 @@ type Collector struct {
 // counts are what has no better place.
 type counts struct {
 	accepted, notAllowed, tooMany, notBMP, displaced, outOfRouters atomic.Uint64
+	closedRouter, closedBadInput, closedStalled                    atomic.Uint64
+	dropped                                                        atomic.Uint64    // by routers since forgotten
 	byType                                                         [8]atomic.Uint64 // BMP message types 0 to 6, others
 }
 

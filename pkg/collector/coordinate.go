@@ -61,7 +61,7 @@ type snapshot struct {
 	trip      int64 // of the last good round, µs
 	view      *cluster.View
 	takeover  takeover
-	takeovers uint64
+	changes   [3]uint64 // of the role, by the new one
 }
 
 // A takeover is the last time that this collector became active.
@@ -295,7 +295,7 @@ func (co *coordinator) apply(now int64) {
 		r.mu.Lock()
 		sends := r.stream.Wanted()
 		d := co.e.Duty(now, r.identity, r.session != nil, sends)
-		r.sender = d.Sender
+		r.sender, r.lowWater = d.Sender, d.LowWater
 		r.stream.SetWanted(d.Send, token, d.Shared)
 		if d.Send {
 			c.fwd.wake(r)
@@ -357,13 +357,25 @@ func (co *coordinator) follow(now int64) {
 	for _, m := range co.e.Members() {
 		names = append(names, m.Name)
 	}
+	if role != old.role {
+		s.changes[role]++
+	}
 	if role == election.Active && old.role != election.Active {
-		s.takeovers++
-		s.takeover = takeover{at: now, reason: reason, token: s.token, from: co.lastLeader(old.view)}
+		s.takeover = takeover{at: now, reason: reason, token: s.token, from: co.lastLeader(old.view), base: co.replayed()}
 		co.c.fwd.firstAck.Store(0)
 	}
 	co.c.log.Info("role", "old", old.role.String(), "new", role.String(), "mode", s.mode.String(),
 		"reason", reason, "members", names, "token", s.token)
+}
+
+// replayed counts the entries that all routers have sent again.
+func (co *coordinator) replayed() (n uint64) {
+	for _, r := range co.c.routers.all() {
+		r.mu.Lock()
+		n += r.stream.Counters().Replayed
+		r.mu.Unlock()
+	}
+	return n
 }
 
 // lastLeader names who was active before us.

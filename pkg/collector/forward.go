@@ -39,6 +39,7 @@ type forwarder struct {
 	window   int64
 	batches  sync.Pool
 
+	progress atomic.Int64 // when something was last acknowledged, or handed over while nothing was in flight
 	firstAck atomic.Int64 // when the first record after the last takeover was acknowledged
 }
 
@@ -172,6 +173,9 @@ func (f *forwarder) step(r *router) {
 		return // the next round of the election will wake us
 	}
 	n, err := f.c.o.Sink.Hand(r.id, r.outPos, r.out, r.outFrom)
+	if f.inFlight.Load() == 0 {
+		f.progress.Store(f.c.clock.now())
+	}
 	r.stream.Handed(n)
 	f.account(r)
 	r.outFrom += n
@@ -231,6 +235,7 @@ func (f *forwarder) report(r *router, rep *sink.Report, now int64) {
 		if f.firstAck.Load() == 0 {
 			f.firstAck.Store(now)
 		}
+		f.progress.Store(now)
 		r.backoff = 0
 	}
 	if rep.Err != nil {

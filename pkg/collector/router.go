@@ -48,7 +48,9 @@ type router struct {
 	backoff  time.Duration
 	queued   bool // owned by the run queue's lock
 
-	sender string // who is to send for this router, by the last round
+	waits    int    // goroutines that wait for room in the log: 0 or 1
+	sender   string // who is to send for this router, by the last round
+	lowWater int64  // of that sender, Redis' clock; -1 if it gives none
 }
 
 // facts are what status says of a router.
@@ -108,9 +110,9 @@ func initiation(msg []byte) (sysName, sysDescr string) {
 	tlvs := bmp.ParseInitiation(msg)
 	for tlvs.Next() {
 		switch t := tlvs.TLV(); t.Type {
-		case bmp.InitSysName:
+		case bmp.InfoSysName:
 			sysName = printable(t.Value)
-		case bmp.InitSysDescr:
+		case bmp.InfoSysDescr:
 			sysDescr = printable(t.Value)
 		}
 	}
@@ -223,6 +225,7 @@ func (c *Collector) forget(now int64) {
 			delete(c.routers.byIdentity, r.identity)
 			delete(c.routers.byID, r.id)
 			c.routers.mu.Unlock()
+			c.counts.dropped.Add(r.stream.Counters().Dropped)
 			r.forgotten = true
 			r.held.Close()
 		}

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -103,6 +104,7 @@ func (c *Collector) serve(s *session) {
 	r.log.Info("session opened", "session", s.id, "address", s.addr.Addr(), "port", s.addr.Port(), "sysname", sysName)
 	c.co.kick()
 	err = c.read(r, s)
+	c.countEnd(err)
 	c.end(r, s)
 	if r.noise.Allow() {
 		r.log.Info("session closed", "session", s.id, "reason", err)
@@ -256,7 +258,9 @@ func (c *Collector) append(r *router, s *session, kind hold.Kind, at int64, body
 			r.facts.waited++
 		}
 		c.fwd.wake(r)
+		r.waits++
 		r.cond.Wait()
+		r.waits--
 		at = max(at, c.clock.now())
 	}
 	return true
@@ -281,18 +285,37 @@ func (c *Collector) read(r *router, s *session) error {
 		if err := s.fill(c.o.MaxMessage); err != nil {
 			switch {
 			case errors.Is(err, io.EOF) && len(s.buf) > 0:
-				return errors.New("router closed the connection inside a message")
+				return errCutShort
 			case errors.Is(err, io.EOF):
-				return errors.New("router closed the connection")
+				return errClosed
 			case errors.Is(err, os.ErrDeadlineExceeded):
-				return errors.New("router stopped inside a message")
+				return errStalled
 			}
-			return err
+			return fmt.Errorf("read from the router: %w", err)
 		}
 	}
 }
 
-var errAborted = errors.New("ended by the collector")
+// Why a session ended.
+var (
+	errAborted  = errors.New("ended by the collector")
+	errClosed   = errors.New("the router closed the connection")
+	errCutShort = errors.New("the router closed the connection inside a message")
+	errStalled  = errors.New("the router stopped inside a message")
+)
+
+// countEnd counts why a session ended.
+func (c *Collector) countEnd(err error) {
+	var frame *bmp.FrameError
+	switch {
+	case errors.As(err, &frame):
+		c.counts.closedBadInput.Add(1)
+	case errors.Is(err, errStalled):
+		c.counts.closedStalled.Add(1)
+	case !errors.Is(err, errAborted):
+		c.counts.closedRouter.Add(1)
+	}
+}
 
 // take appends the whole messages in the buffer and returns what is left.
 func (c *Collector) take(r *router, s *session) (rest []byte, err error) {

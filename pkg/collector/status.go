@@ -1,0 +1,321 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bmpha/bmpha/pkg/cluster"
+	"github.com/bmpha/bmpha/pkg/control"
+	"github.com/bmpha/bmpha/pkg/election"
+	"github.com/bmpha/bmpha/pkg/gate"
+)
+
+// messageNames are the keys of control.Status.Messages, by BMP type.
+var messageNames = [...]string{
+	"route_monitoring", "statistics_report", "peer_down", "peer_up", "initiation", "termination",
+	"route_mirroring", "unknown",
+}
+
+// Status says everything about the collector at this moment. It is safe for
+// concurrent use.
+func (c *Collector) Status() control.Status {
+	now := c.clock.now()
+	st := control.Status{
+		Version:  control.StatusVersion,
+		At:       time.Now(),
+		Program:  control.Program{Version: c.o.Version, Go: runtime.Version()},
+		Process:  c.o.Process,
+		Instance: fmt.Sprintf("%016x", c.instance),
+		Host:     c.co.host,
+		PID:      os.Getpid(),
+		Started:  c.started,
+		Uptime:   control.Seconds(time.Since(c.started).Seconds()),
+		Cluster:  control.Cluster{Name: c.o.Cluster, ID: c.o.ID},
+		Degraded: []string{},
+		Messages: make(map[string]uint64, len(messageNames)),
+		LeftOut:  c.leftOut(),
+	}
+	for i, name := range messageNames {
+		st.Messages[name] = c.counts.byType[i].Load()
+	}
+	c.electionStatus(&st, now)
+	c.routerStatus(&st, now)
+	if t := st.LastTakeover; t != nil {
+		t.Replayed = c.co.replayed() - t.Replayed
+	}
+	c.sinkStatus(&st, now)
+	st.Sessions = control.Sessions{
+		Now: int(c.open.Load()), Max: c.o.MaxSessions, Accepted: c.counts.accepted.Load(),
+		Refused: map[string]uint64{
+			"not_allowed": c.counts.notAllowed.Load(),
+			"limit":       c.counts.tooMany.Load() + c.counts.outOfRouters.Load(),
+			"not_bmp":     c.counts.notBMP.Load(),
+		},
+		Closed: map[string]uint64{
+			"router":    c.counts.closedRouter.Load(),
+			"bad_input": c.counts.closedBadInput.Load(),
+			"stalled":   c.counts.closedStalled.Load(),
+			"displaced": c.counts.displaced.Load(),
+		},
+	}
+	if err := c.healthy(); err != nil {
+		st.Degraded = append(st.Degraded, err.Error())
+	}
+	return st
+}
+
+func (c *Collector) leftOut() map[string]uint64 {
+	n := c.o.Encoder.Counters()
+	return map[string]uint64{
+		"malformed": n.Malformed, "missing_peer_up": n.MissingPeerUp, "loc_rib_address": n.LocRIBAddress,
+		"too_long": n.TooLong, "unknown_messages": n.UnknownMessages, "route_mirroring": n.Mirroring,
+		"not_update": n.NotUpdate, "unknown_families": n.UnknownFamilies,
+		"unknown_attributes": n.UnknownAttributes, "unknown_tlvs": n.UnknownTLVs,
+		"unknown_stats": n.UnknownStats, "trailing_tlvs": n.TrailingTLVs,
+	}
+}
+
+func seconds(µs int64) control.Seconds { return control.Seconds(float64(µs) / 1e6) }
+
+func forced(mode string) string {
+	if mode == election.Auto.String() {
+		return ""
+	}
+	return mode
+}
+
+// electionStatus fills in role, members and Redis.
+func (c *Collector) electionStatus(st *control.Status, now int64) {
+	co := &c.co
+	co.mu.Lock()
+	s := co.seen
+	co.mu.Unlock()
+	st.Role, st.Forced, st.Reason = s.role.String(), forced(s.mode.String()), s.reason
+	st.Since, st.Token = c.clock.toTime(s.since), s.token
+	st.RoleChanges = map[string]uint64{}
+	for role, n := range s.changes {
+		st.RoleChanges[election.Role(role).String()] = n
+	}
+	st.Redis = control.Redis{
+		Address: c.o.Redis.Address, State: control.RedisOK,
+		RoundTrip: seconds(s.trip), Heartbeat: seconds(micros(c.o.Heartbeat)), Expiry: seconds(micros(c.o.Expiry)),
+		Rounds: s.rounds, Failures: s.failures, Skipped: co.client.Skipped(), LastError: s.failing,
+	}
+	switch {
+	case s.down:
+		st.Redis.State = control.RedisUnreachable
+	case s.failing != "" || s.rounds == 0:
+		st.Redis.State = control.RedisFailing
+	}
+	if s.lastGood != 0 {
+		st.Redis.LastOKAge = seconds(now - s.lastGood)
+	}
+	if s.view != nil {
+		st.Shadowed = s.view.Shadowed
+		st.Members = Members(s.view, c.o.Process, c.instance, c.clock.toRedis(now))
+	}
+	if t := s.takeover; t.at != 0 {
+		first := c.fwd.firstAck.Load()
+		if first == 0 {
+			first = t.at
+		}
+		st.LastTakeover = &control.Takeover{
+			At: c.clock.toTime(t.at), From: t.from, To: c.o.Process, Reason: t.reason, Token: t.token,
+			Duration: seconds(max(0, first-t.at)), Replayed: t.base,
+		}
+	}
+}
+
+// Members turns what Redis shows into what a person reads. process and instance
+// say which is the own one; redisNow is Redis' clock.
+func Members(v *cluster.View, process string, instance uint64, redisNow int64) []control.Member {
+	var list []control.Member
+	for i := range v.Members {
+		m := &v.Members[i]
+		cm := control.Member{
+			Name: m.Name, Kind: control.KindBMPHA, Gone: m.Gone, Timestamp: m.Value,
+			Role: m.Role, Forced: forced(m.Mode), Reason: m.Reason, Token: m.Token,
+			Version: m.Version, Host: m.Host, PID: m.PID,
+		}
+		if m.Native {
+			cm.Kind = control.KindNative
+		} else {
+			cm.Instance = fmt.Sprintf("%016x", m.Instance)
+			cm.Self = m.Name == process && m.Instance == instance
+			cm.HeartbeatAge = seconds(max(1, redisNow-m.Beat))
+			cm.Since = time.UnixMicro(m.Since)
+		}
+		for _, r := range m.Routers {
+			if r.Hears {
+				cm.RoutersHeard++
+			}
+			if r.Sends {
+				cm.RoutersSent++
+			}
+		}
+		list = append(list, cm)
+	}
+	return list
+}
+
+// routerStatus fills in routers and hold.
+func (c *Collector) routerStatus(st *control.Status, now int64) {
+	st.Hold = control.Hold{Limit: uint64(c.budget.Limit()), Dropped: map[string]uint64{}}
+	c.co.mu.Lock()
+	view := c.co.seen.view
+	c.co.mu.Unlock()
+	var full uint64
+	var oldest, lowest int64
+	for _, r := range c.routers.all() {
+		cr, lowWater := c.oneRouter(r, now)
+		cr.HeardBy = heardBy(view, r.identity, c.o.Process, cr.Session != nil)
+		if lowWater > 0 {
+			cr.LowWater = lowWater
+			if lowest == 0 || lowWater < lowest {
+				lowest = lowWater
+			}
+		}
+		st.Hold.Messages += cr.Held.Messages
+		st.Hold.Bytes += cr.Held.Bytes
+		oldest = max(oldest, int64(float64(cr.Held.OldestAge)*1e6))
+		full += cr.Dropped["full"]
+		if cr.Paused {
+			st.Hold.Paused++
+		}
+		st.MessageBytes += cr.Bytes
+		st.Routers = append(st.Routers, cr)
+	}
+	st.Routers = append(st.Routers, unheard(view, st.Routers)...)
+	st.Hold.OldestAge = seconds(oldest)
+	st.Hold.Dropped["full"] = full + c.counts.dropped.Load()
+	if lowest > 0 {
+		st.Hold.LowWater = lowest
+		st.Hold.LowWaterLag = seconds(max(1, c.clock.toRedis(now)-lowest))
+	}
+}
+
+func (c *Collector) oneRouter(r *router, now int64) (control.Router, int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.stream.Counters()
+	held, bytes, oldest := r.stream.Held()
+	cr := control.Router{
+		Identity: r.identity, Address: r.addr.String(), SysName: r.facts.sysName, SysDescr: r.facts.sysDescr,
+		Sessions: r.facts.sessions, Messages: r.facts.messages, Bytes: r.facts.bytes,
+		LastHeard: c.clock.toTime(r.facts.lastHeard), PeersUp: len(r.facts.peers),
+		Sender: r.sender, Sending: r.stream.State() == gate.Sending, Paused: r.waits > 0,
+		Held:         control.Backlog{Messages: uint64(held), Bytes: uint64(bytes)},
+		Acknowledged: n.Acknowledged, Replayed: n.Replayed, Records: n.Records, Rollbacks: n.Rollbacks,
+		DecodeErrors: n.Errors,
+		Freed:        map[string]uint64{"mark": n.FreedMark, "window": n.FreedWindow},
+		Dropped:      map[string]uint64{"full": n.Dropped},
+	}
+	if oldest > 0 {
+		cr.Held.OldestAge = seconds(max(0, now-oldest))
+	}
+	if r.stream.Wanted() {
+		cr.Behind = cr.Held
+	}
+	if s := r.session; s != nil {
+		cr.Session = &control.Session{ID: s.id, Port: int(s.addr.Port()), Since: c.clock.toTime(s.accepted)}
+	}
+	lowWater := r.lowWater
+	if mark, ok := r.stream.Mark(now); ok {
+		lowWater = c.clock.toRedis(mark)
+	}
+	return cr, lowWater
+}
+
+// heardBy names the members that have a session with a router.
+func heardBy(v *cluster.View, identity, process string, here bool) []string {
+	list := []string{}
+	if here {
+		list = append(list, process)
+	}
+	if v != nil {
+		for i := range v.Members {
+			if m := &v.Members[i]; m.Name != process && !m.Gone && m.Routers[identity].Hears {
+				list = append(list, m.Name)
+			}
+		}
+	}
+	return list
+}
+
+// unheard lists the routers that only other members have heard.
+func unheard(v *cluster.View, known []control.Router) []control.Router {
+	if v == nil {
+		return nil
+	}
+	seen := map[string]int{}
+	for i := range known {
+		seen[known[i].Identity] = -1
+	}
+	var list []control.Router
+	for i := range v.Members {
+		m := &v.Members[i]
+		if m.Gone {
+			continue
+		}
+		for id, r := range m.Routers {
+			if !r.Hears || seen[id] < 0 {
+				continue
+			}
+			at, ok := seen[id]
+			if !ok {
+				list = append(list, control.Router{Identity: id, HeardBy: []string{}})
+				at = len(list)
+				seen[id] = at
+			}
+			cr := &list[at-1]
+			cr.HeardBy = append(cr.HeardBy, m.Name)
+			if r.Sends {
+				cr.Sender = m.Name
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b control.Router) int { return strings.Compare(a.Identity, b.Identity) })
+	return list
+}
+
+func (c *Collector) sinkStatus(st *control.Status, now int64) {
+	s := c.o.Sink.Stats()
+	st.Sink = control.Sink{
+		Kind: c.o.SinkKind, Target: c.o.SinkTarget, Connected: s.Connected, DeadLetterFile: c.o.DeadLetter,
+		InFlight: s.Outstanding, Window: s.Window, Handed: s.Handed, Acknowledged: s.Acked, Failed: s.Failed,
+		DeadLetters: s.Dead, Rebuilt: s.Rebuilt, Bytes: s.Bytes, LastError: s.LastError, LastErrorAt: s.LastErrorAt,
+	}
+	if s.Outstanding > 0 {
+		st.Sink.Stalled = seconds(max(0, now-c.fwd.progress.Load()))
+	}
+}
+
+// Healthy reports whether the main loops turn.
+func (c *Collector) Healthy() error { return c.healthy() }
+
+// Ready reports whether the collector takes part: it listens, and has heard from
+// Redis or knows that it cannot.
+func (c *Collector) Ready() error {
+	c.co.mu.Lock()
+	defer c.co.mu.Unlock()
+	if c.co.seen.role == election.Starting {
+		return errors.New("no election round yet")
+	}
+	return nil
+}
+
+// Regenerate takes a new timestamp, as signal 34 asks for.
+func (c *Collector) Regenerate(ctx context.Context) error {
+	return c.co.do(ctx, c.co.e.Renew)
+}
+
+// Force sets the mode, as signals 35, 36 and 37 ask for.
+func (c *Collector) Force(ctx context.Context, m election.Mode) error {
+	return c.co.do(ctx, func(now int64) { c.co.e.Force(now, m) })
+}
