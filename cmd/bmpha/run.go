@@ -1,0 +1,282 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/bmpha/bmpha/pkg/cluster"
+	"github.com/bmpha/bmpha/pkg/collector"
+	"github.com/bmpha/bmpha/pkg/config"
+	"github.com/bmpha/bmpha/pkg/control"
+	"github.com/bmpha/bmpha/pkg/election"
+	"github.com/bmpha/bmpha/pkg/pmacct"
+	"github.com/bmpha/bmpha/pkg/signal"
+	"github.com/bmpha/bmpha/pkg/sink"
+	"github.com/bmpha/bmpha/pkg/systemd"
+)
+
+func runCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "run",
+		Usage: "run a collector",
+		Description: "Runs until SIGTERM or SIGINT, then hands over to another member, or sends what\n" +
+			"it holds if there is none, and leaves.\n\n" +
+			"Signals, as with pmacct: 34 new timestamp (another member takes over),\n" +
+			"35 forced active, 36 forced standby, 37 back to the election.\n\n" +
+			"Example:\n" +
+			"  bmpha run -c /etc/bmpha/bmpha.yaml",
+		Flags: []cli.Flag{configFlag()},
+		Action: func(c *cli.Context) error {
+			cfg, err := loadConfig(c.String("config"))
+			if err != nil {
+				return err
+			}
+			return runCollector(c.Context, cfg, c.App.ErrWriter)
+		},
+	}
+}
+
+func runCollector(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
+	log := newLogger(cfg.Log, stderr)
+	o, err := collectorOptions(cfg, log)
+	if err != nil {
+		return err
+	}
+	col, err := collector.New(ctx, *o)
+	if err != nil {
+		return errors.Join(err, o.Sink.Close(0))
+	}
+	server, err := control.Listen(control.ServerOptions{
+		Socket: cfg.Control.Socket, HTTP: cfg.Control.HTTP, Backend: col, Log: log,
+	})
+	if err != nil {
+		return errors.Join(err, o.Sink.Close(0))
+	}
+	defer server.Close()
+
+	// The collector goes on while it hands over; what looks at it does as well.
+	around, stop := context.WithCancel(context.Background())
+	defer stop()
+	requests, err := signal.Requests(around)
+	if err != nil {
+		return err
+	}
+	go obey(around, col, requests, log)
+	go report(around, col, log)
+	go func() {
+		<-ctx.Done()
+		notify(log, systemd.Stopping)
+	}()
+	if err := col.Run(ctx); err != nil {
+		return err
+	}
+	log.Info("collector stopped")
+	return nil
+}
+
+// obey carries out what operators ask for by signals.
+func obey(ctx context.Context, col *collector.Collector, requests <-chan signal.Request, log *slog.Logger) {
+	for r := range requests {
+		log.Info("signal", "number", int(r), "request", r.String())
+		var err error
+		switch r {
+		case signal.Regenerate:
+			err = col.Regenerate(ctx)
+		case signal.Active:
+			err = col.Force(ctx, election.ForceActive)
+		case signal.Standby:
+			err = col.Force(ctx, election.ForceStandby)
+		case signal.Auto:
+			err = col.Force(ctx, election.Auto)
+		}
+		if err != nil {
+			return // stopping
+		}
+	}
+}
+
+// report tells the service manager that we are ready, how we are, and that the
+// main loops turn.
+func report(ctx context.Context, col *collector.Collector, log *slog.Logger) {
+	interval, watched := systemd.WatchdogInterval()
+	every := 2 * time.Second
+	if watched {
+		every = min(every, interval/2)
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	notify(log, systemd.Ready)
+	for {
+		if watched && col.Healthy() == nil {
+			notify(log, systemd.Watchdog)
+		}
+		st := col.Status()
+		notify(log, systemd.Status(st.Role+": "+st.Reason))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func notify(log *slog.Logger, state string) {
+	if err := systemd.Notify(state); err != nil {
+		log.Debug("tell the service manager", "error", err)
+	}
+}
+
+func newLogger(c config.Log, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo // the configuration was checked
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// collectorOptions turns the configuration into what a collector is made of.
+func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options, error) {
+	form, err := pmacct.ParseTimestamps(cfg.Output.Timestamps)
+	if err != nil {
+		return nil, cfg.ErrorAt("output.timestamps", "%v", err)
+	}
+	enc, err := pmacct.NewEncoder(pmacct.Options{
+		Dialect: cfg.Output.Dialect, Timestamps: form, WriterID: writerID(cfg), Header: cfg.Output.Header && cfg.Sink == config.SinkKafka,
+	})
+	if err != nil {
+		return nil, cfg.ErrorAt("output", "%v", err)
+	}
+	rtls, err := redisTLS(cfg)
+	if err != nil {
+		return nil, err
+	}
+	out, target, err := newSink(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	keepalive := cfg.Listen.Keepalive
+	if keepalive == 0 {
+		keepalive = -1
+	}
+	return &collector.Options{
+		Version: version(), Process: cfg.Process, Cluster: cfg.Cluster.Name, ID: cfg.Cluster.ID,
+		Listen: cfg.Listen.Address, Allow: cfg.Listen.Allow, MaxSessions: cfg.Listen.MaxSessions,
+		MaxMessage: int(cfg.Listen.MaxMessage), KeepAlive: keepalive, ReadTimeout: cfg.Listen.ReadTimeout,
+		BySysName: cfg.Identity == config.IdentitySysname, Alias: cfg.Routers,
+		Memory: cfg.Hold.Memory, Window: cfg.Hold.Window, Margin: cfg.Hold.Margin,
+		Redis: cluster.Options{
+			Address: cfg.Redis.Address, Username: cfg.Redis.Username, Password: cfg.Redis.Password.Reveal(),
+			Database: cfg.Redis.Database, TLS: rtls, Scan: cfg.Redis.Scan,
+		},
+		Heartbeat: cfg.Redis.Heartbeat, Expiry: cfg.Redis.Expiry,
+		Encoder: enc,
+		Topic: func(addr netip.Addr, port uint16) string {
+			return config.Expand(cfg.Kafka.Topic, addr, port)
+		},
+		Key: func(addr netip.Addr, port uint16) []byte {
+			return []byte(config.Expand(cfg.Kafka.Key, addr, port))
+		},
+		Sink: out, SinkKind: cfg.Sink, SinkTarget: target, DeadLetter: cfg.Kafka.DeadLetter,
+		Log: log,
+	}, nil
+}
+
+// writerID fills in the variables that pmacct knows. Only records for Kafka have
+// a writer.
+func writerID(cfg *config.Config) string {
+	if cfg.Sink != config.SinkKafka {
+		return ""
+	}
+	return strings.NewReplacer(
+		"$proc_name", cfg.Process, "$writer_pid", strconv.Itoa(os.Getpid()), "$pmacct_build", "bmpha-"+version(),
+	).Replace(cfg.Output.WriterID)
+}
+
+func newSink(cfg *config.Config, log *slog.Logger) (sink.Sink, string, error) {
+	switch cfg.Sink {
+	case config.SinkStdout:
+		s, err := sink.NewFile("-")
+		return s, "-", err
+	case config.SinkFile:
+		s, err := sink.NewFile(cfg.File.Path)
+		return s, cfg.File.Path, err
+	}
+	k := &cfg.Kafka
+	o := sink.Options{
+		Brokers: k.Brokers, Properties: k.Properties, DeadLetter: k.DeadLetter, Window: k.InFlight, Log: log,
+		TLS: sink.TLS{
+			Enable: k.TLS.Enabled, CAFile: k.TLS.CA, CertFile: k.TLS.Cert, KeyFile: k.TLS.Key,
+			KeyPassword: k.TLS.KeyPassword.Reveal(), SkipVerify: !k.TLS.VerifyHostname,
+		},
+		SASL: sink.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: k.SASL.Password.Reveal()},
+	}
+	open := sink.NewKafka
+	if k.Client == config.ClientReference {
+		open = sink.NewReference
+	}
+	s, err := open(o)
+	if err != nil {
+		return nil, "", cfg.ErrorAt("kafka", "%v", err)
+	}
+	return s, strings.Join(k.Brokers, ",") + " topic " + k.Topic, nil
+}
+
+// redisTLS reads the certificates for Redis.
+func redisTLS(cfg *config.Config) (*tls.Config, error) {
+	t := &cfg.Redis.TLS
+	if !t.Enabled {
+		return nil, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
+	if t.CA != "" {
+		pem, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, cfg.ErrorAt("redis.tls.ca", "%v", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, cfg.ErrorAt("redis.tls.ca", "%s holds no certificate", t.CA)
+		}
+	}
+	if t.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return nil, cfg.ErrorAt("redis.tls.cert", "%v", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// clusterFromRedis shows a cluster without a daemon, for bmpha status --redis.
+func clusterFromRedis(ctx context.Context, o cluster.Options, name string, id int) (control.ClusterView, error) {
+	o.Keys, o.Deadline, o.Keep = cluster.NewKeys(name, id), 3*time.Second, 15*time.Second
+	client := cluster.New(o)
+	defer client.Close()
+	v, err := client.Look(ctx)
+	if err != nil {
+		return control.ClusterView{}, err
+	}
+	return control.ClusterView{
+		Version: control.StatusVersion, At: time.UnixMicro(v.RedisTime), Redis: o.Address,
+		Cluster: control.Cluster{Name: name, ID: id}, Members: collector.Members(v, "", 0, v.RedisTime),
+	}, nil
+}
+
+var _ = fmt.Sprint
