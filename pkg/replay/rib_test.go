@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -131,8 +132,15 @@ func TestTableEqualsPmacct(t *testing.T) {
 	if lines.Err() != nil {
 		t.Fatal(lines.Err())
 	}
-	d := Compare(want, consumer.Routes())
-	if !d.Empty() || d.Equal < 3000 {
+	// One router tells its ADD-PATH capabilities family by family, in several Peer
+	// Ups of the same Loc-RIB peer, and uses them for VPN routes. pmacct goes by one
+	// Peer Up and knows path identifiers in unicast only, so it misreads these.
+	got := consumer.Routes()
+	for _, m := range []map[Key]string{want, got} {
+		maps.DeleteFunc(m, func(k Key, _ string) bool { return k.Router == "127.0.1.10" && k.RIB == Loc })
+	}
+	d := Compare(want, got)
+	if !d.Empty() || d.Equal < 8000 {
 		t.Errorf("router's table against pmacct's records: %s", d)
 	}
 }
@@ -212,6 +220,7 @@ func TestTableKeys(t *testing.T) {
 	hop4, hop6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	caps := bgp.AppendCapAddPath(bgp.AppendCapAS4(nil, 65001), 1, 1, 3)
 	open := bgp.AppendOpen(nil, 65001, 90, id, caps)
+	plain := bgp.AppendOpen(nil, 65001, 90, id, bgp.AppendCapAS4(nil, 65001))
 	peer := func(kind, flags uint8, rd uint64) []byte {
 		a := peerAddr
 		if kind == 3 {
@@ -232,6 +241,7 @@ func TestTableKeys(t *testing.T) {
 	data = bmp.AppendRouteMonitoring(data, peer(0, 0x40, 0), mp(2, 1, hop6, bgp.AppendPrefix(nil, p6)))
 	data = bmp.AppendRouteMonitoring(data, peer(0, 0x10, 0), mp(1, 4, hop4, bgp.AppendLabelled(nil, 100, p4)))
 	data = bmp.AppendRouteMonitoring(data, peer(0, 0x50, 0), mp(2, 128, hop6, bgp.AppendVPN(nil, 100, rd, p6)))
+	data = bmp.AppendPeerUp(data, peer(3, 0, rd), netip.Addr{}, 0, 0, plain, plain, nil)
 	data = bmp.AppendRouteMonitoring(data, peer(3, 0, rd), bgp.AppendUpdate(nil, nil, attrs4, bgp.AppendPrefix(nil, p4)))
 
 	const value = " path [65001 4200000000] origin i comms 65001:5 no-export"
