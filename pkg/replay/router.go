@@ -338,7 +338,8 @@ func (r *Router) Counters() Counters {
 }
 
 // Table returns the router's table as it stands, in the notation of pmacct's
-// records (see Compare); routes of peers that are not up are not in it. The router's address in the keys is its source address,
+// records (see Compare). Routes of peers that never came up are in it, though pmacct
+// makes no records of some of them. The router's address in the keys is its source address,
 // or the one of its last connection.
 func (r *Router) Table() map[Key]string {
 	table := make(map[Key]string)

@@ -273,7 +273,7 @@ func TestRouterCollectorComesLater(t *testing.T) {
 	mu.Lock()
 	there = true
 	mu.Unlock()
-	b.await("a session", func(ss []*stationSession) bool { return len(ss) == 1 })
+	b.await("a session", func(ss []*stationSession) bool { return len(ss) == 1 && len(ss[0].data) > 0 })
 	stop(t, r)
 	b.await("the end", func(ss []*stationSession) bool { return ss[0].ended })
 	if d := Compare(r.Table(), b.table("127.0.0.1")); !d.Empty() || d.Equal != 2000 {

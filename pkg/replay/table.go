@@ -278,23 +278,14 @@ func (c *Consumer) Routes() map[Key]string {
 }
 
 // addTo adds the table in the notation of pmacct's records to dst, with the
-// given router address. Routes are left out if no peer with the address of theirs
-// is up: there are routers that send such routes, but they cannot be read for sure
-// without the OPENs, and pmacct makes no records of them.
+// given router address.
 func (t *ribs) addTo(dst map[Key]string, router string) {
 	type reading struct {
 		attrs     *attrs
 		vpn, wide bool
 	}
 	texts := make(map[reading]string)
-	up := make(map[[16]byte]bool)
-	for _, p := range t.peers {
-		up[p.id.addr] = up[p.id.addr] || len(p.ups) > 0
-	}
 	for _, r := range t.all {
-		if !up[r.peer.id.addr] {
-			continue
-		}
 		base := Key{Router: router, Peer: peerAddr(r.header[:]), RIB: ribName(r.header[:]), PathID: -1}
 		if kind := r.header[0]; (kind == 1 || kind == locRIBPeer) && r.peer.id.distinguisher != [8]byte{} {
 			base.RD = rdText(r.peer.id.distinguisher)
