@@ -1,0 +1,74 @@
+# make demo    see the main job work, on embedded Redis and Kafka
+# make test    everything that takes minutes; with CI=true real servers are required
+# make e2e     what takes longer: long failovers, thousands of seeds, fuzzing
+# make bench   the numbers
+# make install into $(DESTDIR)$(PREFIX)
+
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+VERSION ?=
+RACE    ?= -race
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+
+LDFLAGS = $(if $(VERSION),-X main.release=$(VERSION))
+FUZZTIME ?= 20s
+
+.PHONY: all build demo test lint parts e2e sim fuzz bench install clean
+
+all: build
+
+build: bin/bmpha
+
+bin/bmpha: FORCE
+	$(GO) build -ldflags '$(LDFLAGS)' -o $@ ./cmd/bmpha
+
+.PHONY: FORCE
+FORCE:
+
+demo: build
+	./bin/bmpha demo
+
+# In continuous integration what is missing is installed first, and then a
+# missing real part fails the tests that need it.
+parts:
+ifeq ($(CI),true)
+	./scripts/install-parts
+endif
+	@./scripts/parts
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+test: parts lint
+	$(GO) test $(RACE) -timeout 9m ./...
+	@./scripts/parts
+
+sim:
+	$(GO) test ./pkg/sim -run TestSeeds -timeout 30m -sim.seeds 3000
+
+fuzz:
+	./scripts/fuzz $(FUZZTIME)
+
+e2e: parts sim fuzz
+	BMPHA_LONG=1 $(GO) test -count 1 -timeout 30m -run Long ./cmd/bmpha
+
+bench: build parts
+	./scripts/bench
+
+install: build
+	install -D -m 0755 bin/bmpha $(DESTDIR)$(PREFIX)/bin/bmpha
+	install -D -m 0644 scripts/bmpha.yaml $(DESTDIR)$(PREFIX)/share/doc/bmpha/bmpha.yaml
+	install -D -m 0644 systemd/bmpha.sysusers $(DESTDIR)$(SYSUSERSDIR)/bmpha.conf
+	for unit in bmpha.service bmpha@.service; do \
+		install -d $(DESTDIR)$(UNITDIR) && \
+		sed 's|/usr/bin/bmpha|$(PREFIX)/bin/bmpha|g; s|/usr/local/bin/bmpha|$(PREFIX)/bin/bmpha|g' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit && \
+		chmod 0644 $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+	done
+
+clean:
+	rm -rf bin
