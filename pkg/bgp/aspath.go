@@ -64,6 +64,32 @@ func Path(a Attr, fourOctet bool) Segments {
 	return Segments{a: a, size: size}
 }
 
+// FourOctetPath reports whether the AS numbers of a, an AS_PATH, have four
+// octets: as negotiated, unless it can be read the other way only. Some
+// routers make up the OPEN messages that say what was negotiated.
+func FourOctetPath(a Attr, negotiated bool) bool {
+	size, other := 2, 4
+	if negotiated {
+		size, other = other, size
+	}
+	if !pathFits(a.Value, size) && pathFits(a.Value, other) {
+		return !negotiated
+	}
+	return negotiated
+}
+
+// pathFits reports whether b is a path with AS numbers of size octets.
+func pathFits(b []byte, size int) bool {
+	for len(b) >= 2 {
+		n := 2 + int(b[1])*size
+		if n > len(b) {
+			return false
+		}
+		b = b[n:]
+	}
+	return len(b) == 0
+}
+
 // Next advances to the next segment and reports whether there is one.
 func (s *Segments) Next() bool {
 	b := s.a.Value[s.off:]

@@ -57,6 +57,7 @@ type Prefixes struct {
 	family  Family
 	addPath bool
 	labels  Labels
+	quiet   bool // make no errors, only remember that there was one
 	cur     Prefix
 	err     *Error
 }
@@ -91,7 +92,7 @@ func (w *Prefixes) Next() bool {
 	n := (bits + 7) / 8
 	b = b[1:]
 	if n > len(b) {
-		return w.fail(fmt.Sprintf("prefix of %d bytes where %d are left", n, len(b)), "RFC 4271 section 4.3")
+		return w.failf("RFC 4271 section 4.3", "prefix of %d bytes where %d are left", n, len(b))
 	}
 	p.WireBits = bits
 	end := w.off + n + 1
@@ -119,13 +120,13 @@ func (w *Prefixes) Next() bool {
 			p.RD, b, bits = [8]byte(b), b[8:], bits-64
 		}
 	default:
-		return w.fail("routes of "+w.family.String(), "RFC 4760 section 5")
+		return w.failf("RFC 4760 section 5", "routes of AFI %d SAFI %d", int(w.family.AFI), int(w.family.SAFI))
 	}
 	switch max := w.family.Bits(); {
 	case max == 0:
-		return w.fail("routes of "+w.family.String(), "RFC 4760 section 5")
+		return w.failf("RFC 4760 section 5", "routes of AFI %d SAFI %d", int(w.family.AFI), int(w.family.SAFI))
 	case bits < 0 || bits > max:
-		return w.fail(fmt.Sprintf("prefix length %d, want 0 to %d", bits, max), "RFC 4271 section 4.3")
+		return w.failf("RFC 4271 section 4.3", "prefix length %d, want 0 to %d", bits, max)
 	}
 	p.Bits, p.Bytes = bits, b
 	w.off = end
@@ -133,8 +134,32 @@ func (w *Prefixes) Next() bool {
 }
 
 func (w *Prefixes) fail(what, section string) bool {
-	w.err = &Error{what, w.base + w.off, section}
+	if w.quiet {
+		w.err = malformed
+	} else {
+		w.err = &Error{what, w.base + w.off, section}
+	}
 	return false
+}
+
+func (w *Prefixes) failf(section, format string, x, y int) bool {
+	if w.quiet {
+		return w.fail("", section)
+	}
+	return w.fail(fmt.Sprintf(format, x, y), section)
+}
+
+// malformed stands for any error of a quiet walk.
+var malformed = new(Error)
+
+// Whole reports whether the rest of w can be walked to its end. Some routers
+// send path identifiers that they have not negotiated; whoever would rather
+// read such routes than report them tries w with addPath turned round.
+func (w Prefixes) Whole() bool {
+	w.quiet = true
+	for w.Next() {
+	}
+	return w.err == nil
 }
 
 // Prefix returns the current route. It is valid until the next call of Next.
