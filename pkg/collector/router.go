@@ -110,9 +110,9 @@ func initiation(msg []byte) (sysName, sysDescr string) {
 	tlvs := bmp.ParseInitiation(msg)
 	for tlvs.Next() {
 		switch t := tlvs.TLV(); t.Type {
-		case bmp.InfoSysName:
+		case bmp.InitSysName:
 			sysName = printable(t.Value)
-		case bmp.InfoSysDescr:
+		case bmp.InitSysDescr:
 			sysDescr = printable(t.Value)
 		}
 	}
