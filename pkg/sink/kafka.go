@@ -32,6 +32,9 @@ const reportsPerPoll = 256
 // letter are not kept waiting for longer.
 const pollSlice = 100 * time.Millisecond
 
+// retryPause is how long the streams of a topic wait after a failure, at least.
+const retryPause = 100 * time.Millisecond
+
 // kafkaSink is the Sink over librdkafka with the window kept in C: a batch
 // crosses in one call, and so do the reports of all streams that moved. The Go
 // side holds what is rare: names, dead letters, log lines, the making of
@@ -62,12 +65,13 @@ type kafkaSink struct {
 	done    chan struct{} // closed by Close: ends a Poll that waits and the goroutines
 	tasks   sync.WaitGroup
 
-	taskMu    sync.Mutex
-	probing   bool
-	building  [C.BK_LANES]bool
-	failures  int // rebuilds in a row without a record acknowledged
-	rebuilt   uint64
-	connected bool
+	taskMu     sync.Mutex
+	probing    bool
+	refreshing bool
+	building   [C.BK_LANES]bool
+	failures   int // rebuilds in a row without a record acknowledged
+	rebuilt    uint64
+	connected  bool
 }
 
 // NewKafka returns the Sink over librdkafka that bmpha uses. It does not wait
@@ -306,6 +310,10 @@ func (k *kafkaSink) attend(flags C.uint32_t) {
 		k.probing = true
 		k.tasks.Go(k.probe)
 	}
+	if flags&C.BK_HAS_TOPICS != 0 && !k.refreshing {
+		k.refreshing = true
+		k.tasks.Go(k.refresh)
+	}
 	for lane, flag := range [...]C.uint32_t{C.BK_WANT_BULK, C.BK_WANT_SINGLE} {
 		if flags&flag != 0 && !k.building[lane] {
 			k.building[lane] = true
@@ -344,6 +352,34 @@ func (k *kafkaSink) probe() {
 	k.sleep(200 * time.Millisecond)
 	k.taskMu.Lock()
 	k.probing = false
+	k.taskMu.Unlock()
+}
+
+// refresh asks for the topics of streams that stopped, after which these may be
+// handed to again. The pause keeps a topic that always fails from being tried as
+// fast as the caller resets its streams.
+func (k *kafkaSink) refresh() {
+	var asked [C.BK_LANES][]C.int64_t
+	for lane := range asked {
+		for {
+			topic := C.bk_refresh(k.c, C.int(lane), 500)
+			if topic < 0 {
+				break
+			}
+			asked[lane] = append(asked[lane], topic)
+			if k.closing.Load() {
+				return
+			}
+		}
+	}
+	k.sleep(retryPause)
+	for lane, topics := range asked {
+		for _, topic := range topics {
+			C.bk_refreshed(k.c, C.int(lane), topic)
+		}
+	}
+	k.taskMu.Lock()
+	k.refreshing = false
 	k.taskMu.Unlock()
 }
 

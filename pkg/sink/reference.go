@@ -38,7 +38,8 @@ type referenceSink struct {
 	dead    []referenceDead
 	stats   Stats
 	probing bool
-	failed  int // rebuilds in a row without a record acknowledged
+	asking  map[uint32]bool // topics of streams that were reset after a failure
+	failed  int             // rebuilds in a row without a record acknowledged
 }
 
 // The two producers, as in kafkaSink.
@@ -65,6 +66,7 @@ type referenceStream struct {
 	dead       int
 	moved      bool
 	err        error
+	errTopic   string
 	singleEnd  uint64
 }
 
@@ -97,6 +99,7 @@ func NewReference(o Options) (Sink, error) {
 		news:       make(chan struct{}, 1),
 		topics:     map[string]uint32{},
 		streams:    map[uint32]*referenceStream{},
+		asking:     map[uint32]bool{},
 	}
 	s.stats.Window = uint64(s.window)
 	if s.lanes[bulk].producer, err = s.build(bulk); err != nil {
@@ -172,7 +175,7 @@ func (s *referenceSink) Hand(stream uint32, pos uint64, b *record.Batch, from in
 		}
 	}
 	l := &s.lanes[st.lane]
-	if l.producer == nil || l.fatal {
+	if l.producer == nil || l.fatal || n > 0 && s.asking[b.Recs[from].Topic] {
 		return 0, nil
 	}
 	n = min(n, s.window-int(s.stats.Outstanding), max(1, s.window/2)-st.producing-st.dead)
@@ -249,6 +252,7 @@ func (s *referenceSink) fail(st *referenceStream, pos uint64, topic string, why 
 	l := &s.lanes[st.lane]
 	if st.err == nil {
 		st.err = fmt.Errorf("topic %s: position %d: %w", topic, pos, why)
+		st.errTopic = topic
 		l.stopped += st.producing
 		s.journal.fault(st.err.Error())
 	}
@@ -378,6 +382,16 @@ func (s *referenceSink) probe(p *kafka.Producer) {
 	s.sleep(200 * time.Millisecond)
 	s.mu.Lock()
 	s.probing = false
+	s.mu.Unlock()
+}
+
+// refresh asks for a topic of which a stream stopped: librdkafka remembers its
+// error until it hears otherwise. Its streams are not handed to meanwhile.
+func (s *referenceSink) refresh(p *kafka.Producer, topic uint32, name string) {
+	_, _ = p.GetMetadata(&name, false, 500) // only asked for its effect
+	s.sleep(retryPause)
+	s.mu.Lock()
+	delete(s.asking, topic)
 	s.mu.Unlock()
 }
 
@@ -566,6 +580,13 @@ func (s *referenceSink) Reset(stream uint32, pos uint64) error {
 		st.lane = single
 		if s.lanes[single].producer == nil {
 			s.startBuild(single, nil)
+		}
+	}
+	if p := s.lanes[bulk].producer; st.err != nil && st.lane == bulk && p != nil {
+		if h := s.topics[st.errTopic]; !s.asking[h] {
+			s.asking[h] = true
+			name := st.errTopic
+			s.tasks.Go(func() { s.refresh(p, h, name) })
 		}
 	}
 	st.base, st.next, st.done, st.err = pos, pos, map[uint64]struct{}{}, nil

@@ -180,7 +180,11 @@ typedef struct {
 	int purged;        // the queue was purged and nothing failed since
 	uint32_t in_producer;
 	uint32_t stopped;  // of these, those of streams that have failed
+	uint8_t *ask;      // by topic: ASK_WAITS, ASK_RUNS
+	uint32_t ask_n;    // that wait
 } lane;
+
+enum { ASK_NOT, ASK_WAITS, ASK_RUNS };
 
 struct bk_sink {
 	pthread_mutex_t mu;
@@ -402,8 +406,9 @@ bk_sink *bk_new(uint32_t window, const char *header_name) {
 	for (int i = 0; i < BK_LANES; i++) {
 		s->lanes[i].sink = s;
 		s->lanes[i].index = i;
+		s->lanes[i].ask = calloc(BK_MAX_TOPICS, 1);
 	}
-	if (!s->header_name || !s->conf || !s->names) {
+	if (!s->lanes[0].ask || !s->lanes[1].ask || !s->header_name || !s->conf || !s->names) {
 		bk_free(s);
 		return NULL;
 	}
@@ -540,7 +545,8 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 	lane *l = &s->lanes[st->lane];
 	uint64_t room = s->window - s->stats.outstanding, own = st->in_producer + st->dead;
 	uint64_t span = st->ring.mask + 1 - (st->ring.next - st->ring.base);
-	if (s->stats.outstanding >= s->window || own >= s->share || !l->rk || l->fatal)
+	if (s->stats.outstanding >= s->window || own >= s->share || !l->rk || l->fatal ||
+	    (n && recs[0].topic < BK_MAX_TOPICS && l->ask[recs[0].topic]))
 		n = 0;
 	n = room < n ? (uint32_t)room : n;
 	n = s->share - own < n ? (uint32_t)(s->share - own) : n;
@@ -694,6 +700,8 @@ bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 	}
 	p.flags = (s->dead ? BK_HAS_DEAD : 0) | (s->text ? BK_HAS_TEXT : 0) | (s->stats.connected ? BK_CONNECTED : 0) |
 	          (s->progress ? BK_PROGRESS : 0);
+	if (s->lanes[BK_BULK].ask_n + s->lanes[BK_SINGLE].ask_n)
+		p.flags |= BK_HAS_TOPICS;
 	if (s->lanes[BK_BULK].wanted)
 		p.flags |= BK_WANT_BULK;
 	if (s->lanes[BK_SINGLE].wanted)
@@ -749,6 +757,10 @@ static int reset(bk_sink *s, uint32_t id, uint64_t pos) {
 	lane *l = &s->lanes[st->lane];
 	if (st->lane == BK_SINGLE && !l->rk && !l->dying)
 		l->wanted = 1;
+	if (st->err && st->lane == BK_BULK && st->err_topic < s->topics_n && !l->ask[st->err_topic]) {
+		l->ask[st->err_topic] = ASK_WAITS;
+		l->ask_n++;
+	}
 	st->err = 0;
 	bk_ring_reset(&st->ring, pos);
 	return BK_OK;
@@ -819,6 +831,39 @@ void bk_probe(bk_sink *s, int ms) {
 	unlock(s);
 }
 
+int64_t bk_refresh(bk_sink *s, int index, int ms) {
+	lane *l = &s->lanes[index];
+	lock(s);
+	int64_t topic = -1;
+	for (uint32_t i = 0; l->ask_n && topic < 0 && i < s->topics_n; i++)
+		if (l->ask[i] == ASK_WAITS)
+			topic = i;
+	if (topic < 0) {
+		unlock(s);
+		return -1;
+	}
+	l->ask[topic] = ASK_RUNS;
+	l->ask_n--;
+	rd_kafka_t *rk = l->fatal ? NULL : l->rk;
+	rd_kafka_topic_t *rkt = rk && l->topics[topic / 256] ? l->topics[topic / 256][topic % 256] : NULL;
+	l->users++;
+	unlock(s);
+	const struct rd_kafka_metadata *md = NULL;
+	if (rkt && rd_kafka_metadata(rk, 0, rkt, &md, ms) == 0)
+		rd_kafka_metadata_destroy(md);
+	lock(s);
+	if (--l->users == 0)
+		pthread_cond_broadcast(&s->wake);
+	unlock(s);
+	return topic;
+}
+
+void bk_refreshed(bk_sink *s, int index, int64_t topic) {
+	lock(s);
+	s->lanes[index].ask[topic] = ASK_NOT;
+	unlock(s);
+}
+
 void bk_get_stats(bk_sink *s, bk_stats *out) {
 	lock(s);
 	*out = s->stats;
@@ -840,6 +885,7 @@ void bk_free(bk_sink *s) {
 				rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_INFLIGHT);
 			destroy(l->rk, l->topics);
 		}
+		free(l->ask);
 	}
 	for (uint32_t i = 0; i < s->streams_cap; i++)
 		if (s->streams[i]) {

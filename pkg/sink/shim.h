@@ -42,6 +42,7 @@ enum {
 	BK_WANT_SINGLE = 8,
 	BK_CONNECTED = 16,
 	BK_PROGRESS = 32,      // something was acknowledged since the last producer was built
+	BK_HAS_TOPICS = 64,    // bk_refresh has topics to ask for
 };
 
 typedef struct bk_sink bk_sink;
@@ -121,6 +122,12 @@ bk_text *bk_take_text(bk_sink *s);
 void bk_free_text(bk_text *t);
 // bk_probe asks a broker for metadata, to learn whether one is reachable.
 void bk_probe(bk_sink *s, int ms);
+// bk_refresh asks a broker for the state of the next topic of which a stream was
+// reset after a failure, and returns its handle, or -1 if there is none. A
+// topic's streams are not handed to before bk_refreshed: librdkafka remembers a
+// topic's error until it hears otherwise, which takes minutes by itself.
+int64_t bk_refresh(bk_sink *s, int lane, int ms);
+void bk_refreshed(bk_sink *s, int lane, int64_t topic);
 void bk_get_stats(bk_sink *s, bk_stats *out);
 // bk_stop makes bk_hand refuse from now on.
 void bk_stop(bk_sink *s);
