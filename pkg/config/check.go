@@ -1,0 +1,347 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// The key that the election writes to Redis is
+// cluster+id+process+ha_daemon_startup_time, and native pmacct has room for 160
+// bytes with the terminator.
+const (
+	electionSuffix = "+ha_daemon_startup_time"
+	maxElectionKey = 159 // bytes
+)
+
+// fail reports that the value of key is wrong, unless key, or one of others on
+// which the finding rests, has been reported.
+func (d *decoder) fail(key string, others []string, format string, args ...any) {
+	d.failHint(key, others, "", format, args...)
+}
+
+func (d *decoder) failHint(key string, others []string, hint, format string, args ...any) {
+	for _, k := range append([]string{key}, others...) {
+		if d.isFailed(k) {
+			return
+		}
+	}
+	d.errorAt(d.config.position(key), key, hint, format, args...)
+}
+
+// check reports what single values and their combinations get wrong.
+func (d *decoder) check() {
+	d.checkNames()
+	d.checkListen()
+	d.checkRedis()
+	d.checkHold()
+	if d.config.Sink == SinkFile && d.config.File.Path == "" {
+		d.fail("file.path", []string{"sink"}, "required for sink: file")
+	}
+	d.checkKafka()
+	d.checkTemplates()
+	d.checkControl()
+}
+
+func (d *decoder) checkNames() {
+	c := d.config
+	if c.Process == "" {
+		d.failHint("process", nil, "the name of this collector in the cluster, different on each", "required")
+	}
+	d.checkName("process", c.Process)
+	if c.Cluster.Name == "" {
+		d.fail("cluster.name", nil, "expected a name, found nothing")
+	}
+	d.checkName("cluster.name", c.Cluster.Name)
+	if c.Cluster.ID < 0 || c.Cluster.ID > 1<<31-1 {
+		d.fail("cluster.id", nil, "expected 0 to %d, found %d", 1<<31-1, c.Cluster.ID)
+	}
+	key := fmt.Sprintf("%s+%d+%s%s", c.Cluster.Name, c.Cluster.ID, c.Process, electionSuffix)
+	if len(key) > maxElectionKey {
+		d.fail("process", []string{"cluster.name", "cluster.id"},
+			"too long: with the cluster's name and id expected at most %d bytes, found %d",
+			maxElectionKey-len("++"+electionSuffix), len(key)-len("++"+electionSuffix))
+	}
+	for addr, alias := range c.Routers {
+		key := d.routerKey(addr)
+		if alias == "" {
+			d.fail(key, nil, "expected an alias, found nothing")
+		}
+		d.checkName(key, alias)
+	}
+}
+
+// routerKey finds the key under which addr was written.
+func (d *decoder) routerKey(addr netip.Addr) string {
+	for key := range d.config.at {
+		if s, ok := strings.CutPrefix(key, "routers."); ok {
+			if a, err := netip.ParseAddr(s); err == nil && a.Unmap() == addr {
+				return key
+			}
+		}
+	}
+	return "routers." + addr.String()
+}
+
+// checkName refuses what would break keys in Redis: + separates their parts, and
+// native pmacct finds them by a glob pattern.
+func (d *decoder) checkName(key, name string) {
+	bad := strings.IndexFunc(name, func(r rune) bool {
+		return strings.ContainsRune(`+*?[]\`, r) || unicode.IsSpace(r) || !unicode.IsPrint(r)
+	})
+	if bad >= 0 {
+		d.fail(key, nil, `expected a name without spaces, + and the glob characters * ? [ ] \, found %q`, name)
+	}
+}
+
+func (d *decoder) checkListen() {
+	l := &d.config.Listen
+	if len(l.Address) == 0 {
+		d.fail("listen.address", nil, "expected at least one address such as :1790, found an empty list")
+	}
+	for i, address := range l.Address {
+		key := d.itemKey("listen.address", i)
+		d.checkHostPort(key, address, true)
+		if slices.Contains(l.Address[:i], address) && !strings.HasSuffix(address, ":0") {
+			d.fail(key, nil, "%s is in the list already", address)
+		}
+	}
+	if l.MaxSessions < 1 {
+		d.fail("listen.max_sessions", nil, "expected at least 1, found %d", l.MaxSessions)
+	}
+	if l.MaxMessage < 4<<10 || l.MaxMessage > 64<<20 {
+		d.fail("listen.max_message", nil, "expected 4KiB to 64MiB, found %s", formatBytes(l.MaxMessage))
+	}
+	if l.Keepalive != 0 && l.Keepalive < time.Second {
+		d.fail("listen.keepalive", nil, "expected 0 (off) or at least 1s, found %v", l.Keepalive)
+	}
+	if l.ReadTimeout == 0 {
+		d.fail("listen.read_timeout", nil, "expected more than 0: a router that stops within a message must be noticed")
+	}
+}
+
+// itemKey is the key of a list's item, or of the list when it was written as a
+// single value or in the environment.
+func (d *decoder) itemKey(key string, i int) string {
+	item := fmt.Sprintf("%s[%d]", key, i)
+	if _, ok := d.config.at[item]; ok {
+		return item
+	}
+	return key
+}
+
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?$`)
+
+// checkHostPort checks an address to listen on, or else one to connect to.
+func (d *decoder) checkHostPort(key, address string, listen bool) {
+	want := "host:port"
+	if listen {
+		want = "IP:port or :port"
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		d.failHint(key, nil, portHint(key, address), "expected %s, found %q", want, address)
+		return
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 && !listen {
+		d.fail(key, nil, "expected a port from 1 to 65535, found %q", port)
+	}
+	_, err = netip.ParseAddr(host)
+	switch {
+	case err == nil:
+	case listen && host == "":
+	case !listen && hostName.MatchString(host):
+	default:
+		d.fail(key, nil, "expected %s, found %q", want, address)
+	}
+}
+
+// portHint completes an address that lacks its port or the brackets of IPv6.
+func portHint(key, address string) string {
+	port := map[string]string{"listen.address": "1790", "redis.address": "6379", "kafka.brokers": "9092"}
+	key, _, _ = strings.Cut(key, "[")
+	host := strings.Trim(address, "[]")
+	if _, err := netip.ParseAddr(host); port[key] == "" || err != nil && !hostName.MatchString(host) {
+		return ""
+	}
+	return fmt.Sprintf("did you mean %q?", net.JoinHostPort(host, port[key]))
+}
+
+func (d *decoder) checkRedis() {
+	r := &d.config.Redis
+	if r.Address == "" {
+		d.failHint("redis.address", nil, "such as 127.0.0.1:6379", "required")
+	} else {
+		d.checkHostPort("redis.address", r.Address, false)
+	}
+	if r.Database < 0 {
+		d.fail("redis.database", nil, "expected 0 or more, found %d", r.Database)
+	}
+	if r.Username != "" && r.Password == "" {
+		d.fail("redis.username", []string{"redis.password", "redis.password_file"}, "expected redis.password or redis.password_file with it")
+	}
+	d.checkTLS("redis.tls", r.TLS.Enabled, r.TLS.Cert, r.TLS.Key, map[string]string{
+		"ca": r.TLS.CA, "cert": r.TLS.Cert, "key": r.TLS.Key, "server_name": r.TLS.ServerName,
+	})
+	if r.Heartbeat < 50*time.Millisecond {
+		d.fail("redis.heartbeat", nil, "expected at least 50ms, found %v", r.Heartbeat)
+	}
+	if r.Expiry/2 < r.Heartbeat {
+		d.fail("redis.expiry", []string{"redis.heartbeat"},
+			"expected at least two heartbeats (redis.heartbeat is %v), found %v", r.Heartbeat, r.Expiry)
+	}
+}
+
+// checkTLS checks one section tls; set has its keys that mean nothing alone.
+func (d *decoder) checkTLS(section string, enabled bool, cert, key string, set map[string]string) {
+	if !enabled {
+		for name, value := range set {
+			if value != "" {
+				d.fail(section+"."+name, []string{section + ".enabled"}, "has no effect without %s.enabled: true", section)
+			}
+		}
+		return
+	}
+	if cert != "" && key == "" {
+		d.fail(section+".cert", []string{section + ".key"}, "expected %s.key with it", section)
+	}
+	if key != "" && cert == "" {
+		d.fail(section+".key", []string{section + ".cert"}, "expected %s.cert with it", section)
+	}
+}
+
+func (d *decoder) checkHold() {
+	c := d.config
+	if c.Hold.Memory < c.Listen.MaxMessage {
+		d.fail("hold.memory", []string{"listen.max_message"},
+			"expected room for one message at least (listen.max_message is %s), found %s",
+			formatBytes(c.Listen.MaxMessage), formatBytes(c.Hold.Memory))
+	}
+	// The time after which the others know that the active collector is gone, a
+	// round late at either end, and the skew between sessions.
+	least := c.Redis.Expiry + 2*c.Redis.Heartbeat + c.Hold.Margin
+	if c.Hold.Window < least || least < c.Redis.Expiry {
+		d.fail("hold.window", []string{"redis.expiry", "redis.heartbeat", "hold.margin"},
+			"expected at least redis.expiry + 2 × redis.heartbeat + hold.margin = %v, found %v", least, c.Hold.Window)
+	}
+}
+
+func (d *decoder) checkKafka() {
+	k := &d.config.Kafka
+	if len(k.Brokers) == 0 && d.config.Sink == SinkKafka {
+		d.failHint("kafka.brokers", []string{"sink"}, "such as 127.0.0.1:9092", "required for sink: kafka")
+	}
+	for i, broker := range k.Brokers {
+		d.checkHostPort(d.itemKey("kafka.brokers", i), broker, false)
+	}
+	if k.InFlight < 1 || k.InFlight > 100_000 {
+		d.fail("kafka.in_flight", nil, "expected 1 to 100000 records, found %d", k.InFlight)
+	}
+	if k.DeadLetter == "" {
+		d.fail("kafka.dead_letter", nil, "expected the path of a file, found nothing")
+	}
+	keyPassword := string(k.TLS.KeyPassword)
+	if k.TLS.KeyPasswordFile != "" {
+		keyPassword = "" // reported under its own key
+	}
+	d.checkTLS("kafka.tls", k.TLS.Enabled, k.TLS.Cert, k.TLS.Key, map[string]string{
+		"ca": k.TLS.CA, "cert": k.TLS.Cert, "key": k.TLS.Key,
+		"key_password": keyPassword, "key_password_file": k.TLS.KeyPasswordFile,
+	})
+	d.checkSASL()
+}
+
+func (d *decoder) checkSASL() {
+	s := &d.config.Kafka.SASL
+	const section = "kafka.sasl."
+	password := section + "password"
+	if d.config.Kafka.SASL.PasswordFile != "" {
+		password = section + "password_file"
+	}
+	if s.Mechanism == "" {
+		for key, value := range map[string]string{section + "username": s.Username, password: string(s.Password)} {
+			if value != "" {
+				d.fail(key, []string{section + "mechanism"}, "has no effect without kafka.sasl.mechanism")
+			}
+		}
+		return
+	}
+	if s.Username == "" {
+		d.fail(section+"username", nil, "required for kafka.sasl.mechanism: %s", s.Mechanism)
+	}
+	if s.Password == "" {
+		d.failHint(section+"password", []string{section + "password_file"}, "or kafka.sasl.password_file",
+			"required for kafka.sasl.mechanism: %s", s.Mechanism)
+	}
+}
+
+var legalTopic = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
+
+// maxTopic is Kafka's limit for the name of a topic, in bytes.
+const maxTopic = 249
+
+func (d *decoder) checkTemplates() {
+	k := &d.config.Kafka
+	longest := netip.MustParseAddr("2001:1db8:1111:2222:3333:4444:5555:6666")
+	topic := Expand(k.Topic, longest, 65535)
+	d.checkVariables("kafka.topic", topic)
+	switch {
+	case topic == "":
+		d.fail("kafka.topic", nil, "expected a topic, found nothing")
+	case !legalTopic.MatchString(topic) || topic == "." || topic == "..":
+		d.fail("kafka.topic", nil, "expected letters, digits, dots, - and _ (and $bmp_router), found %q", k.Topic)
+	case len(topic) > maxTopic:
+		d.fail("kafka.topic", nil, "too long: expected at most %d bytes, found up to %d", maxTopic, len(topic))
+	}
+	d.checkVariables("kafka.key", Expand(k.Key, longest, 65535))
+	if k.Order == OrderRouter {
+		const hint = "or say kafka.order: none"
+		related := []string{"kafka.order"}
+		if varies(k.Topic) {
+			d.failHint("kafka.topic", related, hint, "a router's port differs between collectors: its records would change their topic at a takeover")
+		}
+		if varies(k.Key) {
+			d.failHint("kafka.key", related, hint, "a router's port differs between collectors: its records would change their partition at a takeover and lose their order")
+		}
+		if k.Key == "" {
+			d.failHint("kafka.key", related, hint, "without a key a router's records go to any partition and lose their order")
+		}
+	}
+
+	id := d.config.Output.WriterID
+	rest := strings.NewReplacer("$proc_name", "", "$writer_pid", "", "$pmacct_build", "").Replace(id)
+	switch {
+	case id == "":
+		d.fail("output.writer_id", nil, "expected a text, found nothing")
+	case strings.Contains(rest, "$"):
+		d.fail("output.writer_id", nil, "expected the variables $proc_name, $writer_pid and $pmacct_build only, found %q", id)
+	}
+}
+
+// checkVariables reports what Expand left over.
+func (d *decoder) checkVariables(key, expanded string) {
+	if i := strings.IndexByte(expanded, '$'); i >= 0 {
+		d.fail(key, nil, "expected at most one of $bmp_router and $peer_src_ip and one of $bmp_router_port and $peer_tcp_port, found %q besides", expanded[i:])
+	}
+}
+
+func (d *decoder) checkControl() {
+	const maxSocket = 107 // bytes, by the kernel's struct sockaddr_un
+	c := &d.config.Control
+	if c.Socket == "" {
+		d.fail("control.socket", nil, "expected a path, found nothing")
+	}
+	if len(c.Socket) > maxSocket {
+		d.fail("control.socket", nil, "expected a path of at most %d bytes, found %d", maxSocket, len(c.Socket))
+	}
+	if c.HTTP != "" {
+		d.checkHostPort("control.http", c.HTTP, true)
+	}
+}

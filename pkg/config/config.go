@@ -1,0 +1,307 @@
+// Package config reads the one file that says what a collector is to do.
+//
+// What it promises:
+//
+//   - The file is read strictly: unknown keys, wrong types, duplicate keys and
+//     combinations that cannot work are errors, all of them are reported at once,
+//     and each names file, line, column, key and what was expected.
+//   - Every key can be set by a variable of the environment instead, which then
+//     wins over the file: BMPHA_ and the key's path in upper snake case, so
+//     redis.password is BMPHA_REDIS_PASSWORD (see [EnvName]). Lists are separated
+//     by commas, maps are lists of name=value; an empty variable counts as unset.
+//     Values are taken as they are: nothing is expanded inside them.
+//   - A secret comes from the file, the environment, or, by the key with _file at
+//     its end, from a file of its own, which others may not read. It is printed
+//     by nothing but [Secret.Reveal].
+//   - A [Config] that was returned without an error is complete: defaults are
+//     filled in and every check below passed. What depends on the outside (can the
+//     port be bound, does librdkafka know a property) is for those who use
+//     it; [Config.ErrorAt] lets them report it with line and column.
+//
+// The smallest file:
+//
+//	process: collector-a
+//	redis: {address: 127.0.0.1:6379}
+//	kafka: {brokers: 127.0.0.1:9092}
+package config
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+)
+
+// Values of keys that are one of a few words.
+const (
+	IdentityAddress = "address" // a router is known by its source address
+	IdentitySysname = "sysname" // a router is known by the sysName it sends
+
+	SinkKafka  = "kafka"
+	SinkFile   = "file"
+	SinkStdout = "stdout"
+
+	OrderRouter = "router" // all records of a router stay in order
+	OrderNone   = "none"   // no order is asked for
+
+	ClientNative    = "native"    // batches cross into librdkafka at once
+	ClientReference = "reference" // confluent-kafka-go's own interface
+
+	TimestampsDefault = "default"
+	TimestampsUTC     = "utc"
+	TimestampsRFC3339 = "rfc3339"
+	TimestampsEpoch   = "epoch"
+)
+
+// A Config is what one collector is to do. Field by field it is the YAML file;
+// scripts/bmpha.yaml explains every key. It is not changed after loading and
+// may be read by several goroutines.
+type Config struct {
+	Process  string                `yaml:"process"` // the collector's name in the cluster
+	Cluster  Cluster               `yaml:"cluster"`
+	Listen   Listen                `yaml:"listen"`
+	Identity string                `yaml:"identity" oneof:"address sysname"`
+	Routers  map[netip.Addr]string `yaml:"routers"` // alias of a router by its address
+	Redis    Redis                 `yaml:"redis"`
+	Hold     Hold                  `yaml:"hold"`
+	Sink     string                `yaml:"sink" oneof:"kafka file stdout"`
+	File     File                  `yaml:"file"`
+	Kafka    Kafka                 `yaml:"kafka"`
+	Output   Output                `yaml:"output"`
+	Control  Control               `yaml:"control"`
+	Log      Log                   `yaml:"log"`
+
+	name string              // of the file
+	at   map[string]position // where keys were set
+}
+
+// Cluster names the collectors that share an election.
+type Cluster struct {
+	Name string `yaml:"name"`
+	ID   int    `yaml:"id"` // 0 to 2^31-1
+}
+
+// Listen says how routers connect.
+type Listen struct {
+	Address     []string       `yaml:"address"`                // at least one; IP:port or :port, port 0 is any
+	Allow       []netip.Prefix `yaml:"allow"`                  // masked; none allows every router
+	MaxSessions int            `yaml:"max_sessions"`           // 1 and up
+	MaxMessage  int64          `yaml:"max_message" as:"bytes"` // of a BMP message, 4 KiB to 64 MiB
+	Keepalive   time.Duration  `yaml:"keepalive"`              // of TCP, 1 s and up; 0 is off
+	ReadTimeout time.Duration  `yaml:"read_timeout"`           // for the rest of a message once it has begun
+}
+
+// Redis says where the election is held.
+type Redis struct {
+	Address      string        `yaml:"address"`
+	Username     string        `yaml:"username"`
+	Password     Secret        `yaml:"password"` // also when it came from PasswordFile
+	PasswordFile string        `yaml:"password_file"`
+	Database     int           `yaml:"database"`
+	TLS          RedisTLS      `yaml:"tls"`
+	Heartbeat    time.Duration `yaml:"heartbeat"` // 50 ms and up
+	Expiry       time.Duration `yaml:"expiry"`    // at least two heartbeats
+	Scan         bool          `yaml:"scan"`      // look for native pmacct members
+}
+
+// RedisTLS is TLS towards Redis. Files are PEM.
+type RedisTLS struct {
+	Enabled    bool   `yaml:"enabled"`
+	CA         string `yaml:"ca"`   // file; empty: the system's
+	Cert       string `yaml:"cert"` // file; with Key
+	Key        string `yaml:"key"`  // file
+	ServerName string `yaml:"server_name"`
+}
+
+// Hold is the standby's memory.
+type Hold struct {
+	Memory int64         `yaml:"memory" as:"bytes"` // at least listen.max_message
+	Window time.Duration `yaml:"window"`            // at least expiry + 2 heartbeats + margin
+	Margin time.Duration `yaml:"margin"`            // kept before the low-water mark
+}
+
+// File is the sink for looking at records.
+type File struct {
+	Path string `yaml:"path"`
+}
+
+// Kafka says where records go. Topic and Key are templates, see [Expand].
+type Kafka struct {
+	Brokers    []string   `yaml:"brokers"`
+	Topic      string     `yaml:"topic"`
+	Key        string     `yaml:"key"` // empty: records without a key
+	Order      string     `yaml:"order" oneof:"router none"`
+	InFlight   int        `yaml:"in_flight"` // records not yet acknowledged, 1 to 100,000
+	Client     string     `yaml:"client" oneof:"native reference"`
+	DeadLetter string     `yaml:"dead_letter"` // file
+	TLS        KafkaTLS   `yaml:"tls"`
+	SASL       SASL       `yaml:"sasl"`
+	Properties Properties `yaml:"properties"` // of librdkafka, unchecked
+}
+
+// KafkaTLS is TLS towards the brokers. Files are PEM. librdkafka takes the name
+// that a broker must have from the broker's address.
+type KafkaTLS struct {
+	Enabled         bool   `yaml:"enabled"`
+	CA              string `yaml:"ca"`   // file; empty: the system's
+	Cert            string `yaml:"cert"` // file; with Key
+	Key             string `yaml:"key"`  // file
+	KeyPassword     Secret `yaml:"key_password"`
+	KeyPasswordFile string `yaml:"key_password_file"`
+	VerifyHostname  bool   `yaml:"verify_hostname"`
+}
+
+// SASL is how the collector proves to the brokers who it is. Other mechanisms
+// than these need Kafka.Properties.
+type SASL struct {
+	Mechanism    string `yaml:"mechanism" oneof:"PLAIN SCRAM-SHA-256 SCRAM-SHA-512 ''"`
+	Username     string `yaml:"username"`
+	Password     Secret `yaml:"password"`
+	PasswordFile string `yaml:"password_file"`
+}
+
+// Output says what records look like.
+type Output struct {
+	Dialect    string `yaml:"dialect" oneof:"1.8"`
+	Timestamps string `yaml:"timestamps" oneof:"default utc rfc3339 epoch"`
+	WriterID   string `yaml:"writer_id"` // with $proc_name, $writer_pid and $pmacct_build
+	Header     bool   `yaml:"header"`    // the record header bmpha
+}
+
+// Control is how status and maintenance reach the daemon.
+type Control struct {
+	Socket string `yaml:"socket"` // path of a Unix socket
+	HTTP   string `yaml:"http"`   // address of a TCP listener; empty: none
+}
+
+// Log is what is written to stderr.
+type Log struct {
+	Level  string `yaml:"level" oneof:"debug info warn error"`
+	Format string `yaml:"format" oneof:"text json"`
+}
+
+// Default returns the configuration of an empty file, which lacks what has no
+// default: Process, Redis.Address and Kafka.Brokers.
+func Default() Config {
+	return Config{
+		Cluster: Cluster{Name: "bmpha"},
+		Listen: Listen{
+			Address:     []string{":1790"},
+			MaxSessions: 1000,
+			MaxMessage:  1 << 20,
+			Keepalive:   30 * time.Second,
+			ReadTimeout: time.Minute,
+		},
+		Identity: IdentityAddress,
+		Redis: Redis{
+			// One second and two are the timers of the original design.
+			Heartbeat: time.Second,
+			Expiry:    2 * time.Second,
+			Scan:      true,
+		},
+		Hold: Hold{
+			Memory: 1 << 30,
+			// What the original design keeps; it serves when there are no
+			// low-water marks.
+			Window: 15 * time.Second,
+			// Two sessions of one router were measured to be 0.6 s apart in a
+			// table dump.
+			Margin: time.Second,
+		},
+		Sink: SinkKafka,
+		Kafka: Kafka{
+			Topic: "pmacct.bmp",
+			// The same on every collector, so that order and partition survive
+			// a takeover.
+			Key:        "$bmp_router",
+			Order:      OrderRouter,
+			InFlight:   5000,
+			Client:     ClientNative,
+			DeadLetter: "/var/lib/bmpha/dead-letter.jsonl",
+			TLS:        KafkaTLS{VerifyHostname: true},
+		},
+		Output: Output{
+			Dialect:    "1.8",
+			Timestamps: TimestampsDefault,
+			WriterID:   "$proc_name/$writer_pid",
+			Header:     true,
+		},
+		Control: Control{Socket: "/run/bmpha/bmpha.sock"},
+		Log:     Log{Level: "info", Format: "text"},
+	}
+}
+
+// maxFile bounds the file: an alias for each of ten thousand routers fits.
+const maxFile = 1 << 20 // bytes
+
+// Load reads the file at path, then the environment through env, which is
+// os.LookupEnv in the daemon (nil is an empty environment). The error is of type
+// [Errors] if the file could be read.
+func Load(path string, env func(string) (string, bool)) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	defer f.Close()
+	src, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	return Parse(path, src, env)
+}
+
+// Parse is Load of a file that is called name and contains src. The error is
+// always of type [Errors]. It reads the files that *_file keys name.
+func Parse(name string, src []byte, env func(string) (string, bool)) (*Config, error) {
+	c := Default()
+	c.name = name
+	c.at = map[string]position{}
+	d := decoder{config: &c, failed: map[string]bool{}}
+	d.file(src)
+	if env != nil {
+		d.environment(env)
+	}
+	d.secrets()
+	d.check()
+	if len(d.errs) > 0 {
+		d.errs.sort(name)
+		return nil, d.errs
+	}
+	return &c, nil
+}
+
+// EnvName returns the variable that sets key: BMPHA_REDIS_PASSWORD for
+// redis.password.
+func EnvName(key string) string {
+	return "BMPHA_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}
+
+// At tells where key, such as kafka.properties.linger.ms or listen.allow[1], was
+// set. A key that was not set is where the section is in which it belongs. The
+// line and column count from 1; both are 0 if file is a variable of the
+// environment, as $BMPHA_KAFKA_TOPIC.
+func (c *Config) At(key string) (file string, line, col int) {
+	p := c.position(key)
+	return p.file, p.line, p.col
+}
+
+func (c *Config) position(key string) position {
+	for {
+		if p, ok := c.at[key]; ok {
+			return p
+		}
+		i := strings.LastIndexAny(key, ".[")
+		if i < 0 {
+			return position{c.name, 1, 1}
+		}
+		key = key[:i]
+	}
+}
+
+// ErrorAt makes an error about key, for checks that are not this package's.
+func (c *Config) ErrorAt(key, format string, args ...any) *Error {
+	file, line, col := c.At(key)
+	return &Error{File: file, Line: line, Column: col, Key: key, Msg: fmt.Sprintf(format, args...)}
+}
