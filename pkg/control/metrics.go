@@ -1,0 +1,315 @@
+package control
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics is a Prometheus collector that derives every metric from one Status per
+// scrape, so that /metrics, the API and the screen never disagree.
+type Metrics struct {
+	status func() Status
+	now    func() time.Time
+}
+
+// NewMetrics returns a collector over status, which is called once per scrape and
+// must be safe for concurrent use.
+func NewMetrics(status func() Status) *Metrics { return &Metrics{status: status, now: time.Now} }
+
+// Describe implements prometheus.Collector.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for i := range metrics {
+		ch <- metrics[i].desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	s := m.status()
+	s.Problems = Problems(&s, m.now())
+	for i := range metrics {
+		d := &metrics[i]
+		seen := make(map[string]bool)
+		d.each(&s, func(value float64, labels ...string) {
+			// Two names may be one after cleaning; a sample given twice would
+			// fail the whole scrape.
+			key := strings.Join(labels, "\x00")
+			if seen[key] {
+				return
+			}
+			seen[key] = true
+			metric, err := prometheus.NewConstMetric(d.desc, d.kind, value, labels...)
+			if err != nil {
+				metric = prometheus.NewInvalidMetric(d.desc, err)
+			}
+			ch <- metric
+		})
+	}
+}
+
+// emit writes one sample with the values of the labels.
+type emit func(value float64, labels ...string)
+
+type metric struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	each func(*Status, emit)
+}
+
+func newMetric(kind prometheus.ValueType, name, help string, labels []string, each func(*Status, emit)) metric {
+	return metric{prometheus.NewDesc("bmpha_"+name, help, labels, nil), kind, each}
+}
+
+func gauge(name, help string, value func(*Status) float64) metric {
+	return newMetric(prometheus.GaugeValue, name, help, nil, func(s *Status, e emit) { e(value(s)) })
+}
+
+func counter(name, help string, value func(*Status) uint64) metric {
+	return newMetric(prometheus.CounterValue, name, help, nil, func(s *Status, e emit) { e(float64(value(s))) })
+}
+
+// counters is one counter for each key of a map.
+func counters(name, help, label string, values func(*Status) map[string]uint64) metric {
+	return newMetric(prometheus.CounterValue, name, help, []string{label}, func(s *Status, e emit) {
+		m := values(s)
+		for _, k := range sortedKeys(m) {
+			e(float64(m[k]), text(k))
+		}
+	})
+}
+
+func routerGauge(name, help string, value func(*Router) float64) metric {
+	return newMetric(prometheus.GaugeValue, "router_"+name, help, []string{"router"}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			e(value(&s.Routers[i]), text(s.Routers[i].Identity))
+		}
+	})
+}
+
+func routerCounter(name, help string, value func(*Router) uint64) metric {
+	return newMetric(prometheus.CounterValue, "router_"+name, help, []string{"router"}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			e(float64(value(&s.Routers[i])), text(s.Routers[i].Identity))
+		}
+	})
+}
+
+func routerCounters(name, help, label string, values func(*Router) map[string]uint64) metric {
+	return newMetric(prometheus.CounterValue, "router_"+name, help, []string{"router", label}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			m := values(&s.Routers[i])
+			for _, k := range sortedKeys(m) {
+				e(float64(m[k]), text(s.Routers[i].Identity), text(k))
+			}
+		}
+	})
+}
+
+// memberGauge leaves out members for which value says so: what is not known is
+// not 0.
+func memberGauge(name, help string, value func(*Member) (float64, bool)) metric {
+	return newMetric(prometheus.GaugeValue, "member_"+name, help, []string{"member", "instance"}, func(s *Status, e emit) {
+		for i := range s.Members {
+			m := &s.Members[i]
+			if v, known := value(m); known {
+				e(v, text(m.Name), text(m.Instance))
+			}
+		}
+	})
+}
+
+func bit(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// epoch is t in seconds since the epoch, 0 for the zero time.
+func epoch(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMicro()) / 1e6
+}
+
+func micros(us int64) float64 { return float64(us) / 1e6 }
+
+// text makes a string from outside a valid label.
+func text(s string) string { return clean(s) }
+
+func (t *Takeover) orNone() *Takeover {
+	if t == nil {
+		return &Takeover{}
+	}
+	return t
+}
+
+// metrics is every metric, in the order of Status.
+var metrics = []metric{
+	newMetric(prometheus.GaugeValue, "info", "1, with what is running as labels.",
+		[]string{"version", "revision", "process", "instance", "host", "cluster", "cluster_id"}, func(s *Status, e emit) {
+			e(1, text(s.Program.Version), text(s.Program.Revision), text(s.Process), text(s.Instance), text(s.Host), text(s.Cluster.Name), strconv.Itoa(s.Cluster.ID))
+		}),
+	gauge("status_timestamp_seconds", "When the collector made the document that these metrics come from.", func(s *Status) float64 { return epoch(s.At) }),
+	gauge("start_timestamp_seconds", "When the process was started.", func(s *Status) float64 { return epoch(s.Started) }),
+	gauge("uptime_seconds", "Time since the start.", func(s *Status) float64 { return float64(s.Uptime) }),
+	gauge("pid", "Process id.", func(s *Status) float64 { return float64(s.PID) }),
+	newMetric(prometheus.GaugeValue, "role", "1 for the role that the collector has, 0 for the others.", []string{"role"}, func(s *Status, e emit) {
+		for _, r := range []string{RoleActive, RoleStandby, RoleStarting} {
+			e(bit(s.Role == r), r)
+		}
+	}),
+	newMetric(prometheus.GaugeValue, "forced", "1 for the role that an operator has forced.", []string{"role"}, func(s *Status, e emit) {
+		for _, r := range []string{RoleActive, RoleStandby} {
+			e(bit(s.Forced == r), r)
+		}
+	}),
+	gauge("role_since_timestamp_seconds", "When the role was taken.", func(s *Status) float64 { return epoch(s.Since) }),
+	gauge("takeover_token", "Rises with every takeover in the cluster.", func(s *Status) float64 { return float64(s.Token) }),
+	counters("role_changes_total", "Changes of the role, by the new one.", "role", func(s *Status) map[string]uint64 { return s.RoleChanges }),
+	gauge("shadowed", "1 while another process uses the same name.", func(s *Status) float64 { return bit(s.Shadowed) }),
+	gauge("degraded", "1 when there is a problem that is more than a notice.", func(s *Status) float64 { return bit(degraded(s.Problems)) }),
+	newMetric(prometheus.GaugeValue, "problems", "Problems found now, by code and severity.", []string{"code", "severity"}, func(s *Status, e emit) {
+		type kind struct {
+			code     string
+			severity Severity
+		}
+		n := make(map[kind]int)
+		for _, p := range s.Problems {
+			n[kind{p.Code, p.Severity}]++
+		}
+		for k, v := range n {
+			e(float64(v), k.code, string(k.severity))
+		}
+	}),
+	gauge("members", "Members of the cluster that are alive, this one included.", func(s *Status) float64 {
+		n := 0
+		for i := range s.Members {
+			if !s.Members[i].Gone {
+				n++
+			}
+		}
+		return float64(n)
+	}),
+	gauge("members_expected", "Members that there should be, 0 when nobody has said.", func(s *Status) float64 { return float64(s.Cluster.Expected) }),
+	memberGauge("alive", "1 while the member's timestamp has not expired.", func(m *Member) (float64, bool) { return bit(!m.Gone), true }),
+	memberGauge("active", "1 when the member says that it is active.", func(m *Member) (float64, bool) { return bit(m.Role == RoleActive), m.Role != "" }),
+	memberGauge("forced", "1 when the member is forced into its role.", func(m *Member) (float64, bool) { return bit(m.Forced != ""), m.Role != "" }),
+	memberGauge("timestamp_microseconds", "The member's timestamp in Redis; the smallest is active.", func(m *Member) (float64, bool) { return float64(m.Timestamp), true }),
+	memberGauge("heartbeat_age_seconds", "Time since the member last spoke.", func(m *Member) (float64, bool) { return float64(m.HeartbeatAge), m.Kind != KindNative }),
+	memberGauge("role_since_timestamp_seconds", "When the member took its role.", func(m *Member) (float64, bool) { return epoch(m.Since), !m.Since.IsZero() }),
+	memberGauge("takeover_token", "The last takeover that the member knows.", func(m *Member) (float64, bool) { return float64(m.Token), m.Kind != KindNative }),
+	memberGauge("routers_heard", "Routers that the member has a session with.", func(m *Member) (float64, bool) { return float64(m.RoutersHeard), m.Kind != KindNative }),
+	memberGauge("routers_sent", "Routers that the member sends.", func(m *Member) (float64, bool) { return float64(m.RoutersSent), m.Kind != KindNative }),
+	memberGauge("pid", "Process id of the member on its host.", func(m *Member) (float64, bool) { return float64(m.PID), m.PID != 0 }),
+
+	gauge("routers", "Routers known to this collector.", func(s *Status) float64 { return float64(len(s.Routers)) }),
+	newMetric(prometheus.GaugeValue, "router_info", "1, with who the router is and who sends it as labels.",
+		[]string{"router", "address", "sysname", "sender"}, func(s *Status, e emit) {
+			for i := range s.Routers {
+				r := &s.Routers[i]
+				e(1, text(r.Identity), text(r.Address), text(r.SysName), text(r.Sender))
+			}
+		}),
+	routerGauge("connected", "1 while the router has a session here.", func(r *Router) float64 { return bit(r.Session != nil) }),
+	newMetric(prometheus.GaugeValue, "router_session_since_timestamp_seconds", "When the open session began.", []string{"router", "session", "port"}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			if v := s.Routers[i].Session; v != nil {
+				e(epoch(v.Since), text(s.Routers[i].Identity), strconv.FormatUint(uint64(v.ID), 10), strconv.Itoa(v.Port))
+			}
+		}
+	}),
+	routerGauge("heard_by_members", "Members that have a session with the router.", func(r *Router) float64 { return float64(len(r.HeardBy)) }),
+	routerGauge("sending", "1 while this collector sends what the router says.", func(r *Router) float64 { return bit(r.Sending) }),
+	routerGauge("paused", "1 while the router is not read from because the hold is full.", func(r *Router) float64 { return bit(r.Paused) }),
+	routerGauge("opaque", "1 while the session is passed on and cannot be decoded.", func(r *Router) float64 { return bit(r.Opaque) }),
+	routerGauge("peers_up", "BGP peers of the router that are up.", func(r *Router) float64 { return float64(r.PeersUp) }),
+	routerGauge("last_heard_timestamp_seconds", "When the last byte came, 0 for never.", func(r *Router) float64 { return epoch(r.LastHeard) }),
+	routerCounter("sessions_total", "Sessions that the router has opened here.", func(r *Router) uint64 { return r.Sessions }),
+	routerCounter("messages_total", "BMP messages received from the router.", func(r *Router) uint64 { return r.Messages }),
+	routerCounter("bytes_total", "Bytes of BMP received from the router.", func(r *Router) uint64 { return r.Bytes }),
+	routerGauge("behind_messages", "Messages that this collector is to send and Kafka has not acknowledged.", func(r *Router) float64 { return float64(r.Behind.Messages) }),
+	routerGauge("behind_bytes", "Bytes of these messages.", func(r *Router) float64 { return float64(r.Behind.Bytes) }),
+	routerGauge("behind_age_seconds", "Age of the oldest of these messages.", func(r *Router) float64 { return float64(r.Behind.OldestAge) }),
+	routerGauge("held_messages", "Messages of the router in memory.", func(r *Router) float64 { return float64(r.Held.Messages) }),
+	routerGauge("held_bytes", "Bytes of these messages.", func(r *Router) float64 { return float64(r.Held.Bytes) }),
+	routerGauge("held_age_seconds", "Age of the oldest of these messages.", func(r *Router) float64 { return float64(r.Held.OldestAge) }),
+	newMetric(prometheus.GaugeValue, "router_low_water_timestamp_seconds", "Everything that the sender received before is in Kafka.", []string{"router"}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			if v := s.Routers[i].LowWater; v > 0 {
+				e(micros(v), text(s.Routers[i].Identity))
+			}
+		}
+	}),
+	routerCounter("acknowledged_messages_total", "Messages whose records are all in Kafka.", func(r *Router) uint64 { return r.Acknowledged }),
+	routerCounters("freed_messages_total", "Messages forgotten because another collector has sent them, by how that is known.", "reason", func(r *Router) map[string]uint64 { return r.Freed }),
+	routerCounters("dropped_messages_total", "Messages that were neither sent nor known to be, by reason.", "reason", func(r *Router) map[string]uint64 { return r.Dropped }),
+	routerCounter("replayed_messages_total", "Messages sent that may have been in Kafka already.", func(r *Router) uint64 { return r.Replayed }),
+	routerCounter("records_total", "Records encoded.", func(r *Router) uint64 { return r.Records }),
+	routerCounter("rollbacks_total", "Times that sending went back to the first record not acknowledged.", func(r *Router) uint64 { return r.Rollbacks }),
+	routerCounter("decode_errors_total", "Messages that could not be fully decoded.", func(r *Router) uint64 { return r.DecodeErrors }),
+
+	gauge("hold_messages", "Messages in memory.", func(s *Status) float64 { return float64(s.Hold.Messages) }),
+	gauge("hold_bytes", "Memory in use by them.", func(s *Status) float64 { return float64(s.Hold.Bytes) }),
+	gauge("hold_limit_bytes", "Most memory that may be used.", func(s *Status) float64 { return float64(s.Hold.Limit) }),
+	gauge("hold_age_seconds", "Age of the oldest message.", func(s *Status) float64 { return float64(s.Hold.OldestAge) }),
+	newMetric(prometheus.GaugeValue, "hold_low_water_timestamp_seconds", "Least low-water mark of all routers.", nil, func(s *Status, e emit) {
+		if s.Hold.LowWater > 0 {
+			e(micros(s.Hold.LowWater))
+		}
+	}),
+	newMetric(prometheus.GaugeValue, "hold_low_water_lag_seconds", "How far the least low-water mark is behind.", nil, func(s *Status, e emit) {
+		if s.Hold.LowWater > 0 {
+			e(float64(s.Hold.LowWaterLag))
+		}
+	}),
+	counters("hold_dropped_messages_total", "Messages that were neither sent nor known to be, by reason.", "reason", func(s *Status) map[string]uint64 { return s.Hold.Dropped }),
+	gauge("hold_last_drop_timestamp_seconds", "When the last message was dropped, 0 for never.", func(s *Status) float64 { return epoch(s.Hold.LastDropAt) }),
+	gauge("hold_paused_routers", "Routers not read from because the hold is full.", func(s *Status) float64 { return float64(s.Hold.Paused) }),
+
+	newMetric(prometheus.GaugeValue, "sink_connected", "1 while records can be delivered, as far as is known.", []string{"kind", "target"}, func(s *Status, e emit) {
+		e(bit(s.Sink.Connected), text(s.Sink.Kind), text(s.Sink.Target))
+	}),
+	gauge("sink_in_flight_records", "Records handed over and not yet reported.", func(s *Status) float64 { return float64(s.Sink.InFlight) }),
+	gauge("sink_window_records", "Most records that may be in flight.", func(s *Status) float64 { return float64(s.Sink.Window) }),
+	gauge("sink_stalled_seconds", "Time since the last progress while records wait.", func(s *Status) float64 { return float64(s.Sink.Stalled) }),
+	counter("sink_handed_records_total", "Records handed over.", func(s *Status) uint64 { return s.Sink.Handed }),
+	counter("sink_acknowledged_records_total", "Records acknowledged.", func(s *Status) uint64 { return s.Sink.Acknowledged }),
+	counter("sink_failed_records_total", "Records reported as failed, to be sent again.", func(s *Status) uint64 { return s.Sink.Failed }),
+	counter("sink_dead_letter_records_total", "Records that can never be taken, set aside.", func(s *Status) uint64 { return s.Sink.DeadLetters }),
+	counter("sink_rebuilt_total", "Times that the producer was made anew.", func(s *Status) uint64 { return s.Sink.Rebuilt }),
+	counter("sink_bytes_total", "Bytes of keys, headers and values handed over.", func(s *Status) uint64 { return s.Sink.Bytes }),
+	gauge("sink_last_error_timestamp_seconds", "When the last error was reported, 0 for never.", func(s *Status) float64 { return epoch(s.Sink.LastErrorAt) }),
+
+	newMetric(prometheus.GaugeValue, "redis_state", "1 for the state of Redis, 0 for the others.", []string{"state"}, func(s *Status, e emit) {
+		for _, state := range []string{RedisOff, RedisOK, RedisFailing, RedisUnreachable} {
+			e(bit(s.Redis.State == state), state)
+		}
+	}),
+	gauge("redis_last_ok_age_seconds", "Time since the last round that succeeded.", func(s *Status) float64 { return float64(s.Redis.LastOKAge) }),
+	gauge("redis_round_trip_seconds", "Time that the last good round took.", func(s *Status) float64 { return float64(s.Redis.RoundTrip) }),
+	gauge("redis_heartbeat_seconds", "Time from round to round, as configured.", func(s *Status) float64 { return float64(s.Redis.Heartbeat) }),
+	gauge("redis_expiry_seconds", "Life of what a round writes, as configured.", func(s *Status) float64 { return float64(s.Redis.Expiry) }),
+	counter("redis_rounds_total", "Rounds that succeeded.", func(s *Status) uint64 { return s.Redis.Rounds }),
+	counter("redis_failures_total", "Rounds that failed.", func(s *Status) uint64 { return s.Redis.Failures }),
+	counter("redis_skipped_total", "Values read from Redis that were not sound.", func(s *Status) uint64 { return s.Redis.Skipped }),
+
+	gauge("sessions", "Sessions open now.", func(s *Status) float64 { return float64(s.Sessions.Now) }),
+	gauge("sessions_max", "Most sessions that may be open.", func(s *Status) float64 { return float64(s.Sessions.Max) }),
+	counter("sessions_accepted_total", "Sessions accepted.", func(s *Status) uint64 { return s.Sessions.Accepted }),
+	counters("sessions_refused_total", "Connections refused, by reason.", "reason", func(s *Status) map[string]uint64 { return s.Sessions.Refused }),
+	counters("sessions_closed_total", "Sessions that have ended, by reason.", "reason", func(s *Status) map[string]uint64 { return s.Sessions.Closed }),
+
+	gauge("last_takeover_timestamp_seconds", "When this collector last became active, 0 for never.", func(s *Status) float64 { return epoch(s.LastTakeover.orNone().At) }),
+	gauge("last_takeover_seconds", "How long the last takeover took.", func(s *Status) float64 { return float64(s.LastTakeover.orNone().Duration) }),
+	gauge("last_takeover_replayed_records", "Records sent at the last takeover that may have been in Kafka already.", func(s *Status) float64 { return float64(s.LastTakeover.orNone().Replayed) }),
+	gauge("last_takeover_token", "Token of the last takeover by this collector.", func(s *Status) float64 { return float64(s.LastTakeover.orNone().Token) }),
+
+	counters("messages_total", "BMP messages received, by type.", "type", func(s *Status) map[string]uint64 { return s.Messages }),
+	counter("message_bytes_total", "Bytes of BMP messages received.", func(s *Status) uint64 { return s.MessageBytes }),
+	counters("left_out_total", "What decoding left out or could not use, by reason.", "reason", func(s *Status) map[string]uint64 { return s.LeftOut }),
+}

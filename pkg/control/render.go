@@ -1,0 +1,521 @@
+package control
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// RenderOptions say how a screen is drawn.
+type RenderOptions struct {
+	// Width in columns; 0 means 80, and no less than 60 is used.
+	Width int
+	// Height in lines that the screen should not exceed: routers that do not fit
+	// are counted instead, those with problems and those furthest behind are shown
+	// first. 0 means 24, a negative number shows all.
+	Height int
+	Color  bool
+	// Now is the time on the clock of the collector's host; the zero time means
+	// the status' own.
+	Now time.Time
+}
+
+const (
+	minWidth     = 60
+	shownMembers = 6
+	shownProblem = 6
+	minRouters   = 3 // shown at least, however low the screen
+)
+
+// Render draws s as one screen of text. The first line says the role, who, since
+// when and why; problems follow in words; then members, routers and the parts
+// that carry the data. It returns the error of the writer.
+func Render(w io.Writer, s *Status, opts RenderOptions) error {
+	if opts.Now.IsZero() {
+		opts.Now = s.At
+	}
+	c := newCanvas(opts)
+	problems := Problems(s, opts.Now)
+	c.headline(s, degraded(problems), opts.Now)
+	c.problems(problems)
+	c.members(s.Members, s.Process)
+
+	// The routers get the lines that the rest leaves.
+	var tail canvas
+	tail.width, tail.color = c.width, c.color
+	tail.parts(s, opts.Now)
+	room := math.MaxInt
+	if opts.Height >= 0 {
+		room = cmp.Or(opts.Height, 24) - len(c.lines) - len(tail.lines) - 2
+	}
+	c.routers(s, opts.Now, room)
+	c.lines = append(c.lines, tail.lines...)
+	return c.flush(w)
+}
+
+// RenderCluster draws what Redis alone shows of a cluster.
+func RenderCluster(w io.Writer, v *ClusterView, opts RenderOptions) error {
+	c := newCanvas(opts)
+	where := fmt.Sprintf("cluster %s/%d, as Redis at %s has it", clean(v.Cluster.Name), v.Cluster.ID, clean(v.Redis))
+	n := v.count()
+	var active []string
+	for i := range v.Members {
+		if m := &v.Members[i]; m.Role == RoleActive && !m.Gone {
+			active = append(active, clean(m.Name))
+		}
+	}
+	switch {
+	case n.active == 1:
+		c.paragraph(c.paint(green, "ACTIVE"), fmt.Sprintf("is %s in %s", active[0], where))
+	case n.active > 1:
+		c.paragraph(c.paint(red, fmt.Sprintf("%d ACTIVE", n.active)), fmt.Sprintf("members in %s: %s", where, list(active, 4)))
+	case n.live == 0:
+		c.paragraph(c.paint(red, "EMPTY"), "is "+where)
+	case n.native > 0:
+		c.paragraph(c.paint(yellow, "NATIVE"), fmt.Sprintf("members do not tell their role in %s; the smallest timestamp is active", where))
+	default:
+		c.paragraph(c.paint(red, "NOBODY ACTIVE"), "in "+where)
+	}
+	c.members(v.Members, "")
+	return c.flush(w)
+}
+
+// Line writes s as one line without a line feed, for logs and terminals that are
+// none.
+func Line(s *Status, now time.Time) string {
+	problems := Problems(s, now)
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s %s/%s/%d for %s: %s", now.UTC().Format(time.RFC3339), title(s, degraded(problems)),
+		clean(s.Process), clean(s.Cluster.Name), s.Cluster.ID, sinceWords(s.Since, now), clean(s.Reason))
+	fmt.Fprintf(&b, "; %s, held %s, in flight %s, acknowledged %s", plural(len(s.Routers), "router"),
+		mebibytes(s.Hold.Bytes), count(s.Sink.InFlight), count(s.Sink.Acknowledged))
+	for _, p := range problems {
+		b.WriteString("; " + p.Text)
+	}
+	return b.String()
+}
+
+// title is the role in capitals, with what an operator should see first.
+func title(s *Status, degraded bool) string {
+	t := clean(strings.ToUpper(s.Role))
+	if s.Forced != "" {
+		t += " (FORCED)"
+	}
+	if degraded {
+		t = "DEGRADED " + t
+	}
+	return t
+}
+
+// Colours of the ANSI standard.
+const (
+	bold   = "1"
+	red    = "1;31"
+	green  = "1;32"
+	yellow = "1;33"
+	dim    = "2"
+)
+
+// A canvas collects the lines of a screen.
+type canvas struct {
+	width int
+	color bool
+	lines []string
+}
+
+func newCanvas(opts RenderOptions) *canvas {
+	return &canvas{width: max(minWidth, cmp.Or(opts.Width, 80)), color: opts.Color}
+}
+
+func (c *canvas) flush(w io.Writer) error {
+	_, err := io.WriteString(w, strings.Join(c.lines, "\n")+"\n")
+	return err
+}
+
+func (c *canvas) paint(color, s string) string {
+	if !c.color || s == "" {
+		return s
+	}
+	return "\x1b[" + color + "m" + s + "\x1b[0m"
+}
+
+func (c *canvas) line(s string) { c.lines = append(c.lines, strings.TrimRight(s, " ")) }
+
+// paragraph writes a painted head and text behind it, wrapped between words and
+// indented by two columns where it goes on.
+func (c *canvas) paragraph(head, text string) {
+	line, used := head, width(head)
+	for _, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		if used > 2 && used+1+n > c.width {
+			c.line(line)
+			line, used = "   "+word, 3+n
+			continue
+		}
+		line += " " + word
+		used += 1 + n
+	}
+	c.line(line)
+}
+
+// labelled writes a line of one of the parts at the end of the screen. Its text
+// is wrapped behind the label.
+func (c *canvas) labelled(label, text string) {
+	const indent = 10
+	head := c.paint(bold, fmt.Sprintf("%-*s", indent-1, label))
+	used, line := indent-1, head
+	for _, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		if used >= indent && used+1+n > c.width {
+			c.line(line)
+			line, used = strings.Repeat(" ", indent-1), indent-1
+		}
+		line += " " + word
+		used += 1 + n
+	}
+	c.line(line)
+}
+
+// width counts the columns of s without its colours.
+func width(s string) int {
+	n := 0
+	for s != "" {
+		if rest, ok := strings.CutPrefix(s, "\x1b["); ok {
+			_, s, _ = strings.Cut(rest, "m")
+			continue
+		}
+		_, size := utf8.DecodeRuneInString(s)
+		s = s[size:]
+		n++
+	}
+	return n
+}
+
+func (c *canvas) headline(s *Status, degraded bool, now time.Time) {
+	color := green
+	switch {
+	case degraded:
+		color = red
+	case s.Role != RoleActive:
+		color = yellow
+	}
+	c.paragraph(c.paint(color, title(s, degraded)), fmt.Sprintf("%s of cluster %s/%d for %s: %s",
+		clean(s.Process), clean(s.Cluster.Name), s.Cluster.ID, sinceWords(s.Since, now), clean(cmp.Or(s.Reason, "no reason given"))))
+	where := ""
+	if s.Host != "" {
+		where = " on " + s.Host
+	}
+	c.line(c.paint(dim, clip(clean(fmt.Sprintf("bmpha %s, pid %d%s, up %s, since %s", s.Program.Version, s.PID, where,
+		span(s.Uptime), s.Since.UTC().Format("2006-01-02 15:04:05 UTC"))), c.width)))
+}
+
+func (c *canvas) problems(problems []Problem) {
+	if len(problems) == 0 {
+		return
+	}
+	c.line("")
+	for i, p := range problems {
+		if i == shownProblem && len(problems) > shownProblem+1 {
+			c.line(fmt.Sprintf("  … and %s", plural(len(problems)-i, "more problem")))
+			return
+		}
+		if p.Severity == Degraded {
+			c.paragraph(c.paint(red, " !"), p.Text)
+		} else {
+			c.paragraph(c.paint(yellow, " -"), p.Text)
+		}
+	}
+}
+
+func (c *canvas) members(members []Member, process string) {
+	sorted := slices.SortedFunc(slices.Values(members), func(a, b Member) int {
+		return cmp.Or(cmp.Compare(memberRank(&a), memberRank(&b)), cmp.Compare(a.Timestamp, b.Timestamp), strings.Compare(a.Name, b.Name))
+	})
+	t := table{columns: []column{{head: "member", limit: 28}, {head: "role"}, {head: "timestamp"}, {head: "heartbeat", right: true}, {head: "routers", right: true}, {head: "sends", right: true}}}
+	for i := range sorted {
+		m := &sorted[i]
+		if i == shownMembers && len(sorted) > shownMembers+1 {
+			t.more = fmt.Sprintf("  … and %s", plural(len(sorted)-i, "more member"))
+			break
+		}
+		name := clean(m.Name)
+		switch {
+		case m.Self:
+			name += " (this)"
+		case m.Name == process:
+			name += " (same name)"
+		}
+		role, age, heard, sent := m.Role, span(m.HeartbeatAge)+" ago", count(m.RoutersHeard), count(m.RoutersSent)
+		if m.Kind == KindNative {
+			role, age, heard, sent = strings.TrimSpace(role+" native"), "-", "-", "-"
+		}
+		if m.Forced != "" {
+			role += " forced"
+		}
+		color := ""
+		switch {
+		case m.Gone:
+			role, color = "gone", red
+		case m.Role == RoleActive:
+			color = green
+		}
+		t.add(color, name, clean(role), timestamp(m.Timestamp), age, heard, sent)
+	}
+	if len(t.rows) > 0 {
+		c.line("")
+		c.table(&t)
+	}
+}
+
+func memberRank(m *Member) int {
+	switch {
+	case m.Gone:
+		return 3
+	case m.Role == RoleActive:
+		return 0
+	case m.Role == RoleStandby, m.Kind == KindNative:
+		return 1
+	}
+	return 2
+}
+
+// timestamp writes a member's timestamp; those with a meaning of their own in
+// words.
+func timestamp(us uint64) string {
+	const (
+		firstOwn = 1_000_000_000_000_001 // above what a forced active one writes
+		lastOwn  = 1 << 62               // below what a forced standby writes
+	)
+	switch {
+	case us == 0:
+		return "none yet"
+	case us < firstOwn:
+		return "before all"
+	case us > lastOwn:
+		return "after all"
+	}
+	return time.UnixMicro(int64(us)).UTC().Format("2006-01-02 15:04:05.000")
+}
+
+func (c *canvas) routers(s *Status, now time.Time, room int) {
+	c.line("")
+	if len(s.Routers) == 0 {
+		c.line(c.paint(bold, "router") + "    none has connected yet")
+		return
+	}
+	sorted := slices.SortedFunc(slices.Values(s.Routers), func(a, b Router) int {
+		return cmp.Or(cmp.Compare(a.condition(s.Role), b.condition(s.Role)), cmp.Compare(b.waiting().OldestAge, a.waiting().OldestAge), strings.Compare(a.Identity, b.Identity))
+	})
+	shown := len(sorted)
+	if shown+1 > room { // the head takes one line, "… and more" another
+		shown = min(shown, max(room-2, minRouters))
+	}
+	t := table{columns: []column{{head: "router", limit: 26}, {head: "sysname", limit: 16}, {head: "heard", limit: 20}, {head: "peers", right: true}, {head: "messages", right: true}, {head: "waiting", right: true}, {head: "sent by", limit: 14}}}
+	for i := range sorted[:shown] {
+		r := &sorted[i]
+		heard, color := r.heard(now), ""
+		switch cond := r.condition(s.Role); {
+		case cond <= routerUnsent:
+			color = red
+		case cond < routerWell:
+			color = yellow
+		}
+		sender := clean(r.Sender)
+		switch {
+		case r.Sending:
+			sender = "this"
+		case sender == "":
+			sender = "nobody"
+		}
+		b := r.waiting()
+		waiting := "0"
+		if b.Messages > 0 {
+			waiting = count(b.Messages) + ", " + span(b.OldestAge)
+		}
+		t.add(color, clean(r.Identity), clean(r.SysName), clean(heard), count(r.PeersUp), count(r.Messages), waiting, sender)
+	}
+	if more := len(sorted) - shown; more > 0 {
+		t.more = fmt.Sprintf("  … and %s more", count(more))
+	}
+	c.table(&t)
+}
+
+// waiting is what is to be sent by whoever sends: a sender's backlog, else what
+// is held until the sender confirms it.
+func (r *Router) waiting() Backlog {
+	if r.Sending {
+		return r.Behind
+	}
+	return r.Held
+}
+
+func (r *Router) heard(now time.Time) string {
+	switch {
+	case r.Session == nil && len(r.HeardBy) > 0:
+		return "only by " + list(r.HeardBy, 1)
+	case r.LastHeard.IsZero() && r.Session == nil:
+		return "never"
+	case r.Session == nil:
+		return "gone " + sinceWords(r.LastHeard, now)
+	case r.Paused:
+		return "paused"
+	case r.Opaque:
+		return "undecodable"
+	case r.LastHeard.IsZero():
+		return "silent"
+	}
+	return sinceWords(r.LastHeard, now) + " ago"
+}
+
+// parts writes the parts that carry the data.
+func (c *canvas) parts(s *Status, now time.Time) {
+	c.line("")
+	h := &s.Hold
+	hold := plural(h.Messages, "message") + ", " + mebibytes(h.Bytes)
+	if h.Limit > 0 {
+		hold += fmt.Sprintf(" of %s (%.0f %%)", mebibytes(h.Limit), 100*float64(h.Bytes)/float64(h.Limit))
+	}
+	if h.Messages > 0 {
+		hold += ", oldest " + span(h.OldestAge)
+	}
+	if h.LowWater > 0 {
+		hold += ", low-water mark " + span(h.LowWaterLag) + " behind"
+	} else if s.Role == RoleStandby {
+		hold += ", no low-water mark"
+	}
+	if n := total(h.Dropped); n > 0 {
+		hold += ", " + count(n) + " dropped"
+	}
+	c.labelled("hold", hold)
+
+	k := &s.Sink
+	state := "connected"
+	if !k.Connected {
+		state = "NOT CONNECTED"
+	}
+	sink := fmt.Sprintf("%s %s, %s acknowledged, %s in flight", clean(k.Target), state, count(k.Acknowledged), count(k.InFlight))
+	if k.Window > 0 {
+		sink += " of " + count(k.Window)
+	}
+	sink += ", " + count(k.Failed) + " failed"
+	if k.DeadLetters > 0 {
+		sink += ", " + plural(k.DeadLetters, "dead letter")
+	}
+	if k.LastError != "" {
+		sink += fmt.Sprintf("; last error %s ago: %s", sinceWords(k.LastErrorAt, now), clean(k.LastError))
+	}
+	c.labelled(strings.ToLower(s.sinkName()), sink)
+
+	r := &s.Redis
+	switch {
+	case r.State == RedisOff:
+		c.labelled("redis", "off: this collector is on its own")
+	case r.Rounds == 0 && r.LastOKAge == 0:
+		c.labelled("redis", fmt.Sprintf("%s %s, never answered, %s", clean(r.Address), clean(strings.ToUpper(r.State)), plural(r.Failures, "failure")))
+	default:
+		state := r.State
+		if state != RedisOK {
+			state = strings.ToUpper(state)
+		}
+		c.labelled("redis", fmt.Sprintf("%s %s, answered %s ago in %s, %s", clean(r.Address), clean(state), span(r.LastOKAge), span(r.RoundTrip), plural(r.Failures, "failure")))
+	}
+
+	if t := s.LastTakeover; t != nil {
+		from := ""
+		if t.From != "" {
+			from = " from " + t.From
+		}
+		c.labelled("takeover", clean(fmt.Sprintf("%s ago%s in %s: %s; %s replayed", sinceWords(t.At, now), from, span(t.Duration), t.Reason, plural(t.Replayed, "record"))))
+	} else {
+		c.labelled("takeover", "none since the start")
+	}
+}
+
+// A table has columns as wide as their widest cell, cells longer than a limit are
+// cut.
+type table struct {
+	columns []column
+	rows    [][]string
+	colors  []string
+	more    string // last line, instead of rows
+}
+
+type column struct {
+	head  string
+	limit int // longest cell, 0 for none
+	right bool
+}
+
+func (t *table) add(color string, cells ...string) {
+	t.rows = append(t.rows, cells)
+	t.colors = append(t.colors, color)
+}
+
+// table writes t. When it is too wide, columns with a limit give way, the last
+// first.
+func (c *canvas) table(t *table) {
+	widths := make([]int, len(t.columns))
+	sum := 2 * (len(widths) - 1)
+	for i, col := range t.columns {
+		widths[i] = utf8.RuneCountInString(col.head)
+		for _, row := range t.rows {
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
+		}
+		if col.limit > 0 {
+			widths[i] = min(widths[i], col.limit)
+		}
+		sum += widths[i]
+	}
+	for i := len(widths) - 1; i >= 0 && sum > c.width; i-- {
+		if col := t.columns[i]; col.limit > 0 {
+			cut := min(sum-c.width, widths[i]-min(widths[i], max(8, utf8.RuneCountInString(col.head))))
+			widths[i] -= cut
+			sum -= cut
+		}
+	}
+	row := func(cells []string) string {
+		var b strings.Builder
+		for i, cell := range cells {
+			if i > 0 {
+				b.WriteString("  ")
+			}
+			cell = clip(cell, widths[i])
+			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			if t.columns[i].right {
+				b.WriteString(pad + cell)
+			} else {
+				b.WriteString(cell + pad)
+			}
+		}
+		return clip(strings.TrimRight(b.String(), " "), c.width)
+	}
+	heads := make([]string, len(t.columns))
+	for i, col := range t.columns {
+		heads[i] = col.head
+	}
+	c.line(c.paint(bold, row(heads)))
+	for i, cells := range t.rows {
+		s := row(cells)
+		if t.colors[i] != "" {
+			s = c.paint(t.colors[i], s)
+		}
+		c.line(s)
+	}
+	if t.more != "" {
+		c.line(t.more)
+	}
+}
+
+// clip cuts s to n columns, with an ellipsis as the last one.
+func clip(s string, n int) string {
+	if utf8.RuneCountInString(s) <= n {
+		return s
+	}
+	r := []rune(s)
+	return string(r[:max(n-1, 0)]) + "…"
+}

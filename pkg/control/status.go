@@ -1,0 +1,307 @@
+package control
+
+import (
+	"strings"
+	"time"
+)
+
+// StatusVersion is the version of the status document that this package writes.
+// Readers accept later ones.
+const StatusVersion = 1
+
+// Seconds is a span of time in seconds. Make it with Seconds(d.Seconds()).
+type Seconds float64
+
+// Duration returns s as a time.Duration.
+func (s Seconds) Duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
+
+// Roles of a collector.
+const (
+	RoleStarting = "starting" // no election round yet; sends nothing
+	RoleStandby  = "standby"
+	RoleActive   = "active"
+)
+
+// Kinds of members.
+const (
+	KindBMPHA  = "bmpha"
+	KindNative = "native" // a pmacct with its own HA: tells nothing but its timestamp
+)
+
+// States of Redis.
+const (
+	RedisOff         = "off"         // none is configured
+	RedisOK          = "ok"          // the last round succeeded
+	RedisFailing     = "failing"     // rounds fail, the role is kept for now
+	RedisUnreachable = "unreachable" // counts as gone: every collector is active
+)
+
+// A Status is everything that a collector tells about itself at one moment.
+//
+// Points in time are wall-clock times (RFC 3339); ages and spans are seconds as
+// of At. A field that is not known is left out. Counters count since the start
+// of the process unless they say otherwise, and never go down.
+type Status struct {
+	Version int       `json:"v"`  // StatusVersion
+	At      time.Time `json:"at"` // when the document was made
+
+	Program  Program   `json:"program"`
+	Process  string    `json:"process"`  // name in the cluster
+	Instance string    `json:"instance"` // random per start, 16 hex digits
+	Host     string    `json:"host,omitempty"`
+	PID      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+	Uptime   Seconds   `json:"uptime_seconds"`
+	Cluster  Cluster   `json:"cluster"`
+
+	Role   string    `json:"role"`             // active, standby, starting
+	Forced string    `json:"forced,omitempty"` // active, standby; absent when automatic
+	Reason string    `json:"reason"`           // of the role, in words
+	Since  time.Time `json:"since"`            // of the role
+	Token  uint64    `json:"token"`            // rises with every takeover in the cluster
+
+	// RoleChanges counts changes of the own role, by the new role.
+	RoleChanges map[string]uint64 `json:"role_changes"`
+	// Shadowed is set while another live process uses the same process name and
+	// keeps this one from taking part.
+	Shadowed bool `json:"shadowed"`
+	// Degraded are the reasons, in words, why the collector itself thinks that it
+	// cannot do its job. Empty means healthy as far as it knows.
+	Degraded []string `json:"degraded"`
+	// Problems is what Problems found when the document was served. The collector
+	// leaves it empty.
+	Problems []Problem `json:"problems"`
+
+	Members      []Member  `json:"members"` // self included, in no order
+	Routers      []Router  `json:"routers"` // known to this collector, in no order
+	Hold         Hold      `json:"hold"`
+	Sink         Sink      `json:"sink"`
+	Redis        Redis     `json:"redis"`
+	Sessions     Sessions  `json:"sessions"`
+	LastTakeover *Takeover `json:"last_takeover,omitempty"`
+
+	// Messages counts BMP messages received from all routers, by type:
+	// route_monitoring, statistics_report, peer_down, peer_up, initiation,
+	// termination, route_mirroring, unknown.
+	Messages map[string]uint64 `json:"messages"`
+	// MessageBytes counts the bytes of these messages.
+	MessageBytes uint64 `json:"message_bytes"`
+	// LeftOut counts what decoding left out or could not use, by reason, such as
+	// malformed or unknown_attributes.
+	LeftOut map[string]uint64 `json:"left_out"`
+}
+
+// Program says what is running.
+type Program struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"` // of the source
+	Go       string `json:"go,omitempty"`
+}
+
+// Cluster names the collectors that belong together.
+type Cluster struct {
+	Name string `json:"name"`
+	ID   int    `json:"id"`
+	// Expected is the number of members that there should be; 0 when nobody has
+	// said. Fewer live ones are a problem.
+	Expected int `json:"expected_members,omitempty"`
+}
+
+// A Member is a collector of the cluster as its own words in Redis have it.
+type Member struct {
+	Name     string `json:"name"`
+	Instance string `json:"instance,omitempty"` // hex; absent for native members
+	Kind     string `json:"kind"`               // bmpha, native
+	Self     bool   `json:"self"`
+	// Gone is set when its timestamp has expired. It is shown for a while.
+	Gone   bool   `json:"gone"`
+	Role   string `json:"role,omitempty"`   // absent for native members
+	Forced string `json:"forced,omitempty"` // active, standby
+	Reason string `json:"reason,omitempty"`
+	// Timestamp is the value in Redis, in µs since the Unix epoch: the smallest
+	// is active. Forced members write values with a meaning of their own.
+	Timestamp uint64 `json:"timestamp_us"`
+	// HeartbeatAge is the time since it last spoke, by Redis' clock; absent for
+	// native members.
+	HeartbeatAge Seconds   `json:"heartbeat_age_seconds,omitempty"`
+	Since        time.Time `json:"since,omitzero"` // of its role
+	Token        uint64    `json:"token,omitempty"`
+	RoutersHeard int       `json:"routers_heard"`
+	RoutersSent  int       `json:"routers_sent"`
+	Version      string    `json:"version,omitempty"`
+	Host         string    `json:"host,omitempty"`
+	PID          int       `json:"pid,omitempty"`
+}
+
+// A Router is a BMP speaker as this collector knows it: one that has or had a
+// session here, one that another member hears, or one that the configuration
+// names.
+type Router struct {
+	Identity string `json:"identity"` // the same on all collectors
+	Address  string `json:"address,omitempty"`
+	SysName  string `json:"sysname,omitempty"`
+	SysDescr string `json:"sysdescr,omitempty"`
+	// Session is the open session; absent when there is none here.
+	Session  *Session `json:"session,omitempty"`
+	Sessions uint64   `json:"sessions_total"` // opened here
+	Messages uint64   `json:"messages"`       // BMP messages received here
+	Bytes    uint64   `json:"bytes"`
+	// LastHeard is when the last byte came; absent when none ever came.
+	LastHeard time.Time `json:"last_heard,omitzero"`
+	PeersUp   int       `json:"peers_up"`
+	// HeardBy are the members that have a session with it, self included.
+	HeardBy []string `json:"heard_by"`
+	// Sender is the member that sends what the router says; "" when none is known.
+	Sender  string `json:"sender"`
+	Sending bool   `json:"sending"` // this collector hands its records over
+	// Paused is set while it is not read from, because the hold is full.
+	Paused bool `json:"paused"`
+	// Opaque is set when the session is passed on but can no longer be decoded.
+	Opaque bool `json:"opaque"`
+	// Behind is what is to be sent by this collector and not yet acknowledged.
+	Behind Backlog `json:"behind"`
+	// Held is all that is in memory, whoever sends.
+	Held Backlog `json:"held"`
+	// LowWater is the time on Redis' clock, in µs since the Unix epoch, before
+	// which everything received is acknowledged, as told by the sender; absent
+	// when nobody tells.
+	LowWater     int64             `json:"low_water_us,omitempty"`
+	Acknowledged uint64            `json:"acknowledged"` // messages whose records are all in Kafka
+	Freed        map[string]uint64 `json:"freed"`        // messages that another has sent, by reason: mark, window
+	Dropped      map[string]uint64 `json:"dropped"`      // messages, by reason
+	Replayed     uint64            `json:"replayed"`     // messages sent that may be in Kafka already
+	Records      uint64            `json:"records"`      // encoded
+	Rollbacks    uint64            `json:"rollbacks"`    // times the send cursor went back
+	DecodeErrors uint64            `json:"decode_errors"`
+}
+
+// A Session is an open TCP connection from a router.
+type Session struct {
+	ID    uint32    `json:"id"` // per instance, from 1
+	Port  int       `json:"port"`
+	Since time.Time `json:"since"`
+}
+
+// A Backlog is a run of messages in memory.
+type Backlog struct {
+	Messages  uint64  `json:"messages"`
+	Bytes     uint64  `json:"bytes"`
+	OldestAge Seconds `json:"oldest_age_seconds"` // 0 when empty
+}
+
+// Hold is the memory of all routers together.
+type Hold struct {
+	Backlog
+	Limit uint64 `json:"limit_bytes"`
+	// LowWater is the least of the routers' low-water marks in µs since the Unix
+	// epoch, and LowWaterLag how far it is behind Redis' clock; absent when
+	// nobody tells.
+	LowWater    int64             `json:"low_water_us,omitempty"`
+	LowWaterLag Seconds           `json:"low_water_lag_seconds,omitempty"`
+	Dropped     map[string]uint64 `json:"dropped"` // messages, by reason
+	LastDropAt  time.Time         `json:"last_drop_at,omitzero"`
+	Paused      int               `json:"paused_routers"` // not read from, because of the limit
+}
+
+// Sink is where records go.
+type Sink struct {
+	Kind      string `json:"kind"`   // kafka, file, stdout
+	Target    string `json:"target"` // brokers or path
+	Connected bool   `json:"connected"`
+	InFlight  uint64 `json:"in_flight"` // records handed over and not yet reported
+	Window    uint64 `json:"window"`    // most records in flight
+	// Stalled is the time since the last progress while records wait; 0 when
+	// none waits.
+	Stalled        Seconds   `json:"stalled_seconds"`
+	Handed         uint64    `json:"handed"`       // records
+	Acknowledged   uint64    `json:"acknowledged"` // records
+	Failed         uint64    `json:"failed"`       // records reported as failed, to be sent again
+	DeadLetters    uint64    `json:"dead_letters"` // records that can never be taken, set aside
+	DeadLetterFile string    `json:"dead_letter_file,omitempty"`
+	Rebuilt        uint64    `json:"rebuilt"` // times the producer was made anew
+	Bytes          uint64    `json:"bytes"`   // handed over
+	LastError      string    `json:"last_error,omitempty"`
+	LastErrorAt    time.Time `json:"last_error_at,omitzero"`
+}
+
+// Redis is the state of the election's meeting place.
+type Redis struct {
+	Address string `json:"address"`
+	State   string `json:"state"` // off, ok, failing, unreachable
+	// LastOKAge is the time since the last round that succeeded; absent when none
+	// has.
+	LastOKAge Seconds `json:"last_ok_age_seconds,omitempty"`
+	RoundTrip Seconds `json:"round_trip_seconds,omitempty"` // of the last good round
+	Heartbeat Seconds `json:"heartbeat_seconds"`            // from round to round, configured
+	Expiry    Seconds `json:"expiry_seconds"`               // of what a round writes, configured
+	Rounds    uint64  `json:"rounds"`                       // that succeeded
+	Failures  uint64  `json:"failures"`                     // rounds that failed
+	Skipped   uint64  `json:"skipped"`                      // values read that were not sound
+	LastError string  `json:"last_error,omitempty"`
+}
+
+// Sessions counts TCP connections from routers.
+type Sessions struct {
+	Now      int               `json:"now"`
+	Max      int               `json:"max"`
+	Accepted uint64            `json:"accepted"`
+	Refused  map[string]uint64 `json:"refused"` // by reason: not_allowed, limit, …
+	Closed   map[string]uint64 `json:"closed"`  // by reason: router, bad_input, …
+}
+
+// A Takeover is the last time that this collector became active.
+type Takeover struct {
+	At     time.Time `json:"at"`
+	From   string    `json:"from,omitempty"` // the member that was active; absent at the first start
+	To     string    `json:"to"`
+	Reason string    `json:"reason"`
+	// Duration is from noticing until the first record was acknowledged, or, if
+	// nothing was there to send, until handing over was allowed.
+	Duration Seconds `json:"duration_seconds"`
+	Replayed uint64  `json:"replayed_records"` // that may have been in Kafka already
+	Token    uint64  `json:"token"`
+}
+
+// A ClusterView is a cluster as Redis alone shows it, without a collector.
+type ClusterView struct {
+	Version int       `json:"v"`
+	At      time.Time `json:"at"`    // by Redis' clock
+	Redis   string    `json:"redis"` // address
+	Cluster Cluster   `json:"cluster"`
+	Members []Member  `json:"members"`
+}
+
+// self returns the own entry among the members, nil if there is none.
+func (s *Status) self() *Member {
+	for i := range s.Members {
+		if s.Members[i].Self {
+			return &s.Members[i]
+		}
+	}
+	return nil
+}
+
+// others counts the live members besides this one.
+func (s *Status) others() (n int) {
+	for i := range s.Members {
+		if m := &s.Members[i]; !m.Self && !m.Gone && m.Name != s.Process {
+			n++
+		}
+	}
+	return n
+}
+
+// sinkName is what people call the sink.
+func (s *Status) sinkName() string {
+	if s.Sink.Kind == "kafka" || s.Sink.Kind == "" {
+		return "Kafka"
+	}
+	return strings.ToUpper(s.Sink.Kind[:1]) + s.Sink.Kind[1:]
+}
+
+func total(m map[string]uint64) (n uint64) {
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
