@@ -43,7 +43,13 @@ func Render(w io.Writer, s *Status, opts RenderOptions) error {
 	problems := Problems(s, opts.Now)
 	c.headline(s, degraded(problems), opts.Now)
 	c.problems(problems)
-	c.members(s.Members, s.Process)
+	members := slices.Clone(s.Members)
+	for i := range members {
+		if members[i].Self { // what it said last may be older than what it is now
+			members[i].Role, members[i].Forced = s.Role, s.Forced
+		}
+	}
+	c.members(members, s.Process)
 
 	// The routers get the lines that the rest leaves.
 	var tail canvas

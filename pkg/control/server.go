@@ -19,14 +19,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// ServerOptions say where a Server listens.
+// ServerOptions say what a Server serves, and where.
 type ServerOptions struct {
+	Backend Backend
 	// Socket is the path of the Unix socket; "" for none.
 	Socket string
-	// Listen is the host:port of the TCP listener for metrics, health and
-	// profiles; "" for none. It has no access control: keep it on loopback or
-	// behind a firewall.
-	Listen string
+	// HTTP is the host:port of the TCP listener for metrics, health and profiles;
+	// "" for none. It has no access control: keep it on loopback or behind a
+	// firewall.
+	HTTP string
 	// Log takes what goes wrong while serving; nil for slog.Default.
 	Log *slog.Logger
 }
@@ -40,10 +41,12 @@ const (
 	idlePatience    = time.Minute
 )
 
+// closePatience is how long Close lets requests finish that do not wait.
+const closePatience = 3 * time.Second
+
 // A Server serves the API on a Unix socket and metrics on TCP.
 type Server struct {
 	backend Backend
-	opts    ServerOptions
 	log     *slog.Logger
 
 	socket *socket
@@ -53,27 +56,23 @@ type Server struct {
 	done   sync.WaitGroup
 }
 
-// NewServer returns a server for b. It does nothing before Start.
-func NewServer(b Backend, opts ServerOptions) *Server {
-	return &Server{backend: b, opts: opts, log: cmp.Or(opts.Log, slog.Default())}
-}
-
-// Start listens and serves until Stop. An error wraps ErrAlreadyRunning when
+// Listen listens and serves until Close. The error wraps ErrAlreadyRunning when
 // another process listens on the socket; then nothing is served.
-func (s *Server) Start() error {
-	if s.opts.Socket != "" {
+func Listen(opts ServerOptions) (*Server, error) {
+	s := &Server{backend: opts.Backend, log: cmp.Or(opts.Log, slog.Default())}
+	if opts.Socket != "" {
 		var err error
-		if s.socket, err = listenSocket(s.opts.Socket); err != nil {
-			return err
+		if s.socket, err = listenSocket(opts.Socket); err != nil {
+			return nil, err
 		}
 	}
-	if s.opts.Listen != "" {
+	if opts.HTTP != "" {
 		var err error
-		if s.tcp, err = net.Listen("tcp", s.opts.Listen); err != nil {
+		if s.tcp, err = net.Listen("tcp", opts.HTTP); err != nil {
 			if s.socket != nil {
 				err = errors.Join(err, s.socket.Close(), s.socket.remove())
 			}
-			return fmt.Errorf("listen for metrics: %w", err)
+			return nil, fmt.Errorf("listen for metrics: %w", err)
 		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -84,11 +83,10 @@ func (s *Server) Start() error {
 	if s.tcp != nil {
 		s.serve(ctx, s.tcp, s.observation())
 	}
-	return nil
+	return s, nil
 }
 
-// Addr returns the address of the TCP listener, nil if there is none. It is valid
-// after Start.
+// Addr returns the address of the TCP listener, nil if there is none.
 func (s *Server) Addr() net.Addr {
 	if s.tcp == nil {
 		return nil
@@ -109,16 +107,17 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) {
 	s.https = append(s.https, hs)
 	s.done.Go(func() {
 		if err := hs.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			s.log.Error("control listener has failed", "address", l.Addr().String(), "err", err)
+			s.log.Error("control listener has failed", "error", err)
 		}
 	})
 }
 
-// Stop ends waiting requests, lets the others finish until ctx ends, removes the
-// socket and returns when nothing runs any more. It may be called once, after a
-// Start that succeeded.
-func (s *Server) Stop(ctx context.Context) error {
+// Close ends requests that wait, lets the others finish for a few seconds,
+// removes the socket and returns when nothing runs any more. It is called once.
+func (s *Server) Close() error {
 	s.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
 	var errs []error
 	for _, hs := range s.https {
 		if err := hs.Shutdown(ctx); err != nil {

@@ -37,9 +37,6 @@ func listenSocket(path string) (_ *socket, err error) {
 			err = fmt.Errorf("control socket %s: %w", path, err)
 		}
 	}()
-	if filepath.IsAbs(path) {
-		path = filepath.Clean(path)
-	}
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
 		return nil, err
@@ -52,19 +49,25 @@ func listenSocket(path string) (_ *socket, err error) {
 	if err := replaceable(path); err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(path), ".s")
+	if n := len(path); n > maxSocketPath {
+		return nil, fmt.Errorf("the path has %d bytes, the system takes at most %d", n, maxSocketPath)
+	}
+	cradle, err := os.MkdirTemp(filepath.Dir(path), ".bmpha")
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	born := filepath.Join(dir, "s")
-	if n := max(len(born), len(path)); n > maxSocketPath {
-		return nil, fmt.Errorf("the path is %d bytes too long for a socket", n-maxSocketPath)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: born, Net: "unix"})
+	defer os.RemoveAll(cradle)
+	dir, err := os.Open(cradle)
 	if err != nil {
 		return nil, err
 	}
+	defer dir.Close()
+	// The way over the descriptor is short, however long the path.
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/s", dir.Fd()), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	born := filepath.Join(cradle, "s")
 	l.SetUnlinkOnClose(false) // it moves
 	if err := errors.Join(os.Chmod(born, socketMode), os.Rename(born, path)); err != nil {
 		l.Close()

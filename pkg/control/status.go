@@ -271,16 +271,6 @@ type ClusterView struct {
 	Members []Member  `json:"members"`
 }
 
-// self returns the own entry among the members, nil if there is none.
-func (s *Status) self() *Member {
-	for i := range s.Members {
-		if s.Members[i].Self {
-			return &s.Members[i]
-		}
-	}
-	return nil
-}
-
 // others counts the live members besides this one.
 func (s *Status) others() (n int) {
 	for i := range s.Members {
