@@ -315,13 +315,19 @@ func TestRouterStop(t *testing.T) {
 	}
 	a.await("a reset", func(ss []*stationSession) bool { return ss[0].ended && ss[0].broken })
 
-	deaf := newStation(t)
-	deaf.deaf = true
-	r = newTestRouter(t, Config{Stream: synthetic(t, Synthetic{Numbered: true}), To: []string{deaf.address()}, Stall: time.Hour})
+	here, there := net.Pipe() // nobody reads, so nothing can be written
+	defer there.Close()
+	r = newTestRouter(t, Config{Stream: synthetic(t, Synthetic{}), To: []string{"pipe"},
+		Dial: func(context.Context, string) (net.Conn, error) { return here, nil }})
 	r.Start()
-	deaf.await("a session", func(ss []*stationSession) bool { return len(ss) == 1 })
-	for r.Counters().Collectors[0].Queued < paceBelow {
-		<-time.After(time.Millisecond)
+	for {
+		r.mu.Lock()
+		connected, changed := r.collectors[0].session != nil, r.changed
+		r.mu.Unlock()
+		if connected {
+			break
+		}
+		<-changed
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()

@@ -248,6 +248,39 @@ func TestCaptureRefuses(t *testing.T) {
 	}
 }
 
+// Any bytes are either refused or played as they are, and a loop never plays what
+// is not in them.
+func FuzzCapture(f *testing.F) {
+	peer := make([]byte, peerLen)
+	f.Add(bmp.AppendInitiation(nil, "", "r"))
+	f.Add(slices.Concat(bmp.AppendPeerUp(nil, peer, loopback, 1, 2, nil, nil, nil), bmp.AppendStats(nil, peer), bmp.AppendPeerDown(nil, peer, 4, nil)))
+	f.Add([]byte{3, 0, 0, 0, 6, 0, 3, 0, 0, 0, 7, 1, 9})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := NewCapture(data, true)
+		if err != nil {
+			return
+		}
+		var first []byte
+		for len(first) < len(data) {
+			if first, err = c.Next(first); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(first, data) {
+			t.Errorf("first round: % x, want % x", first, data)
+		}
+		for range 10 {
+			msg, err := c.Next(nil)
+			if err != nil {
+				break
+			}
+			if kind := msg[5]; kind > statisticsReport || !bytes.Contains(data, msg) {
+				t.Errorf("repeated % x", msg)
+			}
+		}
+	})
+}
+
 func TestLimit(t *testing.T) {
 	s := Limit(synthetic(t, Synthetic{Numbered: true}), 9)
 	if got, want := kinds(t, collect(t, s, 100)), "1x4 4x3 4x0"; got != want {
