@@ -28,7 +28,6 @@ type station struct {
 	mu       sync.Mutex
 	changed  chan struct{}
 	sessions []*stationSession
-	deaf     bool // accepts and does not read
 }
 
 type stationSession struct {
@@ -71,12 +70,9 @@ func (s *station) accept() {
 		ss := &stationSession{conn: conn, from: conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()}
 		s.mu.Lock()
 		s.sessions = append(s.sessions, ss)
-		deaf := s.deaf
 		s.notify()
 		s.mu.Unlock()
-		if !deaf {
-			s.all.Go(func() { s.read(ss) })
-		}
+		s.all.Go(func() { s.read(ss) })
 	}
 }
 
@@ -283,13 +279,24 @@ func TestRouterCollectorComesLater(t *testing.T) {
 
 // A collector that does not read loses its session; the other one gets all.
 func TestRouterDeafCollector(t *testing.T) {
-	for _, rate := range []float64{0, 200000} {
-		a, b := newStation(t), newStation(t)
-		b.deaf = true
-		const n = 150000 // more than the kernel's buffers and the queue hold
+	for _, rate := range []float64{0, 20000} {
+		a := newStation(t)
+		var mu sync.Mutex
+		var deaf []net.Conn
+		dial := func(ctx context.Context, address string) (net.Conn, error) {
+			if address == a.address() {
+				return new(net.Dialer).DialContext(ctx, "tcp", address)
+			}
+			here, there := net.Pipe()
+			mu.Lock()
+			defer mu.Unlock()
+			deaf = append(deaf, there)
+			return here, nil
+		}
+		const n = 30000 // twice what the queue holds
 		s := Limit(synthetic(t, Synthetic{Numbered: true}), n)
-		r := newTestRouter(t, Config{Stream: s, To: []string{a.address(), b.address()}, Rate: rate,
-			Queue: 4 << 20, Stall: 100 * time.Millisecond, Stateless: true})
+		r := newTestRouter(t, Config{Stream: s, To: []string{a.address(), "deaf"}, Rate: rate, Dial: dial,
+			Queue: 2 << 20, Stall: 500 * time.Millisecond, Stateless: true})
 		r.Start()
 		a.await("the whole stream", func(ss []*stationSession) bool {
 			return len(ss) > 0 && len(ss[0].data) > (n-1)*110
@@ -300,6 +307,9 @@ func TestRouterDeafCollector(t *testing.T) {
 		}
 		if err := r.Stop(testContext(t), Abort); err != nil {
 			t.Error(err)
+		}
+		for _, conn := range deaf {
+			conn.Close()
 		}
 	}
 }
