@@ -47,6 +47,41 @@ int bmpha_signal_unblock(void) {
 	return pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
+static void *wait_for_signals(void *unused) {
+	(void)unused;
+	bmpha_signal_unblock();
+	for (;;) {
+		pause();
+	}
+	return NULL;
+}
+
+// Whatever Go's runtime and libraries do to the masks of their threads (os/signal
+// blocks nearly everything on one that may be the first), this one accepts the
+// four, and nothing else.
+int bmpha_signal_start(void) {
+	pthread_attr_t attributes;
+	int err = pthread_attr_init(&attributes);
+	if (err != 0) {
+		return err;
+	}
+	sigset_t all, before;
+	sigfillset(&all);
+	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	pthread_attr_setstacksize(&attributes, 64 << 10);
+	err = pthread_sigmask(SIG_BLOCK, &all, &before);
+	if (err == 0) {
+		pthread_t thread;
+		err = pthread_create(&thread, &attributes, wait_for_signals, NULL);
+		if (err == 0) {
+			pthread_setname_np(thread, "signals");
+		}
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	}
+	pthread_attr_destroy(&attributes);
+	return err;
+}
+
 int bmpha_signal_fd(void) { return reader; }
 
 int bmpha_signal_error(void) { return failed; }

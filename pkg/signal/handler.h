@@ -7,8 +7,11 @@
 // Install the handler for all four. Returns 0 or an errno.
 int bmpha_signal_install(void);
 
-// Take the four out of the calling thread's signal mask, so that those which
-// are pending arrive at once. Returns 0 or an errno.
+// Start the thread on which the four arrive, those that are pending first.
+// Returns 0 or an errno.
+int bmpha_signal_start(void);
+
+// Take the four out of the calling thread's signal mask. Returns 0 or an errno.
 int bmpha_signal_unblock(void);
 
 // The reading end of the pipe that the handler writes to, or -1.

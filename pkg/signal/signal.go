@@ -23,8 +23,9 @@
 // then wait until the handler is there. (Signals that the parent ignores are not
 // fatal either, but lost.)
 //
-// Threads of this process other than the first keep 35 to 37 blocked, and
-// programs started by it inherit that. [Start] starts one without.
+// The signals arrive on a thread of their own, which only waits for them. The
+// other threads keep 35 to 37 blocked, and programs that the process starts
+// inherit that; [Start] starts one without.
 //
 // The package needs the GNU C library: others keep 34 for themselves.
 package signal
@@ -78,12 +79,15 @@ var (
 	unsent Request // read, but its reader went away before taking it
 )
 
-// init takes 35 to 37 back from the runtime. It runs on the process's first
-// thread, which stays for as long as the process does; that this one thread
-// accepts the signals is enough, since they are sent to the process.
+// init takes 35 to 37 back from the runtime, before there is a thread that
+// accepts them.
 func init() {
-	for _, errno := range []C.int{C.bmpha_signal_error(), C.bmpha_signal_install(), C.bmpha_signal_unblock()} {
-		if errno != 0 {
+	for _, step := range []func() C.int{
+		func() C.int { return C.bmpha_signal_error() },
+		func() C.int { return C.bmpha_signal_install() },
+		func() C.int { return C.bmpha_signal_start() },
+	} {
+		if errno := step(); errno != 0 {
 			startup = fmt.Errorf("install the handler of signals 34 to 37: %w", syscall.Errno(errno))
 			return
 		}

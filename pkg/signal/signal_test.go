@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strconv"
@@ -37,7 +38,24 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+func init() {
+	if os.Getenv(childEnv) != "" {
+		runtime.LockOSThread() // main stays on the first thread
+	}
+}
+
 func child() error {
+	// The thread on which os/signal blocks nearly everything may be any that is
+	// idle. Let it be one, and the first one, too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM)
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &all, nil); err != nil {
+		return err
+	}
+
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	requests, err := Requests(ctx)
