@@ -285,6 +285,7 @@ func (c *Collector) electionConfig() election.Config {
 		Deadline: election.Deadline(heartbeat, expiry),
 		Failures: 3,
 		Handover: 2 * expiry,
+		Grace:    expiry,
 		Window:   micros(c.o.Window),
 	}
 }

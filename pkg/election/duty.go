@@ -52,13 +52,13 @@ func (e *Election) Duty(now int64, router string, hears, sends bool) Duty {
 	case e.left || e.role == Starting:
 		return Duty{LowWater: -1}
 	case e.mode == ForceStandby:
-		return Duty{Sender: e.owner(router, hears), LowWater: e.mark(router)}
+		return Duty{Sender: e.owner(now, router, hears), LowWater: e.mark(router)}
 	case unavailable:
 		return Duty{Send: true, Shared: true, Sender: e.cfg.Name, LowWater: -1}
 	case e.lastGood == 0 || e.shadowed:
 		return Duty{LowWater: e.mark(router)}
 	}
-	d := Duty{Sender: e.owner(router, hears), LowWater: e.mark(router)}
+	d := Duty{Sender: e.owner(now, router, hears), LowWater: e.mark(router)}
 	if e.mode == ForceActive {
 		d.Sender = e.cfg.Name
 	}
@@ -114,10 +114,13 @@ func (e *Election) find(name string) *Member {
 	return nil
 }
 
-// owner names the member that is to send for a router: of those that hear it,
-// the one with the smallest timestamp; the leader if no one does. A native
-// member cannot say what it hears and is taken to hear everything.
-func (e *Election) owner(router string, hears bool) string {
+// owner names the member that is to send for a router: the leader, unless it has
+// not heard the router for the grace while another member does. Then it is, of
+// those that hear it, the one with the smallest timestamp. The grace lets all
+// members hear a router that has just come up before anyone draws conclusions;
+// meanwhile the others hold. A native member cannot say what it hears and is
+// taken to hear everything.
+func (e *Election) owner(now int64, router string, hears bool) string {
 	me := e.me()
 	me.Routers = map[string]RouterState{router: {Hears: hears}}
 	var best, first *Member
@@ -139,10 +142,19 @@ func (e *Election) owner(router string, hears bool) string {
 	}
 	consider(&me)
 	switch {
-	case best != nil:
-		return best.Name
-	case first != nil:
+	case first == nil:
+		return ""
+	case best == nil || best == first:
+		delete(e.unheard, router)
 		return first.Name
 	}
-	return ""
+	since, ok := e.unheard[router]
+	if !ok {
+		since = now
+		e.unheard[router] = now
+	}
+	if now-since < e.cfg.Grace {
+		return first.Name
+	}
+	return best.Name
 }

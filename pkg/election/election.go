@@ -64,6 +64,7 @@ type Config struct {
 	Deadline  int64  // of one round; failed rounds start this far apart
 	Failures  int    // failed rounds in a row that make Redis unavailable
 	Handover  int64  // longest wait for a living sender to stop
+	Grace     int64  // how long the leader may not hear a router before another sends for it
 	Window    int64  // how long the last low-water mark of a sender serves
 }
 
@@ -130,6 +131,7 @@ type Election struct {
 
 	marks   map[string]seen
 	waiting map[string]int64 // since when we wait for a living sender to stop
+	unheard map[string]int64 // since when the leader does not hear a router that another hears
 }
 
 type seen struct {
@@ -146,6 +148,7 @@ func New(cfg Config, now int64) *Election {
 		next:    now,
 		marks:   make(map[string]seen),
 		waiting: make(map[string]int64),
+		unheard: make(map[string]int64),
 	}
 }
 
