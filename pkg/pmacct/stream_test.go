@@ -199,7 +199,7 @@ func everything() []byte {
 	plain := cat(origin(0), asPath(seg(2, 64500, 64510)), nextHop("192.0.2.7"))
 	return cat(
 		initiation(
-			tlv(1, []byte("Router \"OS\"\t1.0 \\ Z\u00fcrich\x01")), tlv(2, []byte("r1")), tlv(0, nil),
+			tlv(1, []byte("Router \"OS\"\t1.0 \\ Z\u00fcrich\x01\x1f\x7f/")), tlv(2, []byte("r1")), tlv(0, nil),
 			tlv(3, []byte{0xab, 0xcd}), tlv(9, []byte{1}), tlv(0x8001, cat(u32(99), []byte{0x7a})),
 			tlv(2, []byte("r1.example\x00junk")), tlv(4, []byte{0x12})),
 		peerUp(peerV4, "192.0.2.1", sent, received, tlv(0, []byte("hello")), tlv(3, []byte("blue")), tlv(4, []byte("a")), tlv(7, []byte{7})),
