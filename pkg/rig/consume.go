@@ -94,6 +94,7 @@ func consume(ctx context.Context, brokers, topic string, each func(Record), opts
 		kgo.MetadataMaxAge(time.Second), // notices a topic that is made later
 		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }),
 		kgo.UnknownTopicRetries(-1),
+		kgo.RequestTimeoutOverhead(2 * time.Second), // Close waits as long for a broker that hangs
 	}, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("consume %s: %w", topic, err)

@@ -241,6 +241,7 @@ func (k *KafkaServer) properties() (string, error) {
 		"background.threads":                       "2",
 		"log.cleaner.enable":                       "false", // its buffer alone is 128 MiB
 		"broker.heartbeat.interval.ms":             "200",
+		"broker.session.timeout.ms":                "1500", // a killed broker may not come back sooner
 	}
 	if k.o.User != "" {
 		props["sasl.enabled.mechanisms"] = "PLAIN"

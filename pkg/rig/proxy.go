@@ -22,8 +22,11 @@ const (
 // cut, hang, delay, slow down. It stands for the network between two parts. All
 // methods are safe for concurrent use and act on present and new connections.
 type Proxy struct {
-	door *door
-	wg   sync.WaitGroup // the accept loop and all pumps
+	door    *door
+	source  net.Addr      // of connections to the target; nil leaves it to the kernel
+	refusal time.Duration // how long a client waits to hear that the target is not there
+	closing chan struct{}
+	wg      sync.WaitGroup // the accept loop and all pumps
 
 	toTarget, toClient atomic.Int64
 
@@ -55,19 +58,21 @@ func (l *link) close() {
 
 // NewProxy listens on 127.0.0.1 and passes connections to target, a host:port.
 func NewProxy(target string) (*Proxy, error) {
+	return newProxy(target, nil, 0)
+}
+
+func newProxy(target string, source net.Addr, refusal time.Duration) (*Proxy, error) {
 	d, err := openDoor(loopback + ":0")
 	if err != nil {
 		return nil, fmt.Errorf("proxy to %s: %w", target, err)
 	}
-	return newProxy(d, target), nil
-}
-
-func newProxy(d *door, target string) *Proxy {
-	p := &Proxy{door: d, target: target, links: make(map[*link]struct{})}
+	p := &Proxy{
+		door: d, source: source, refusal: refusal, closing: make(chan struct{}),
+		target: target, links: make(map[*link]struct{}),
+	}
 	p.change = sync.NewCond(&p.mu)
-	p.wg.Add(1)
-	go p.accept()
-	return p
+	p.wg.Go(p.accept)
+	return p, nil
 }
 
 // Addr is where the proxy listens, host:port.
@@ -143,6 +148,9 @@ func (p *Proxy) Conns() int {
 // Close drops everything and frees the port.
 func (p *Proxy) Close() error {
 	p.mu.Lock()
+	if !p.closed {
+		close(p.closing)
+	}
 	p.closed = true
 	p.change.Broadcast()
 	p.mu.Unlock()
@@ -164,19 +172,16 @@ func (p *Proxy) closeLinks() {
 }
 
 func (p *Proxy) accept() {
-	defer p.wg.Done()
 	for {
 		c, err := p.door.Accept()
 		if err != nil {
 			return
 		}
-		p.wg.Add(1)
-		go p.serve(c)
+		p.wg.Go(func() { p.serve(c) })
 	}
 }
 
 func (p *Proxy) serve(c net.Conn) {
-	defer p.wg.Done()
 	p.mu.Lock()
 	for p.hung != 0 && !p.closed {
 		p.change.Wait()
@@ -184,9 +189,16 @@ func (p *Proxy) serve(c net.Conn) {
 	target, rate := p.target, p.rate
 	p.mu.Unlock()
 
-	t, err := net.DialTimeout("tcp", target, 5*time.Second)
+	dialer := net.Dialer{LocalAddr: p.source, Timeout: 5 * time.Second}
+	t, err := dialer.Dial("tcp", target)
 	if err != nil {
-		c.Close() // the client sees what a dead target looks like from here
+		wait := time.NewTimer(p.refusal)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-p.closing:
+		}
+		c.Close() // the nearest that a proxy comes to refusing a connection
 		return
 	}
 	if rate > 0 {

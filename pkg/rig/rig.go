@@ -115,7 +115,11 @@ func freeAddr() (string, error) {
 // WaitFor calls cond every few milliseconds until it returns nil, and returns
 // its last error when ctx ends first.
 func WaitFor(ctx context.Context, cond func() error) error {
-	tick := time.NewTicker(5 * time.Millisecond)
+	return waitEvery(ctx, 5*time.Millisecond, cond)
+}
+
+func waitEvery(ctx context.Context, every time.Duration, cond func() error) error {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		err := cond()

@@ -1,0 +1,111 @@
+package rig
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// PmbmpdOptions say how pmacct's collector is set up.
+type PmbmpdOptions struct {
+	Dir    string   // where it keeps configuration and log; "" is a temporary folder
+	Config []string // further lines "key: value", such as the topic or the file to write to
+	// Kafka is the broker that its records go to, host:port; "" leaves that to
+	// Config.
+	Kafka, Topic string
+}
+
+// A Pmbmpd is pmacct's BMP collector. It is ended by SIGINT, which it heeds also
+// when idle, and then by SIGKILL.
+type Pmbmpd struct {
+	*Process
+	dir  folder
+	addr string
+}
+
+var _ Server = (*Pmbmpd)(nil)
+
+// StartPmbmpd starts pmbmpd and waits until it listens.
+func StartPmbmpd(ctx context.Context, o PmbmpdOptions) (*Pmbmpd, error) {
+	d := &Pmbmpd{}
+	var err error
+	if d.dir, err = makeFolder(o.Dir, "pmbmpd"); err != nil {
+		return nil, fmt.Errorf("start pmbmpd: %w", err)
+	}
+	if d.addr, err = freeAddr(); err != nil {
+		d.dir.remove()
+		return nil, fmt.Errorf("start pmbmpd: %w", err)
+	}
+	host, port := hostPort(d.addr)
+	lines := []string{
+		"daemonize: false",
+		"bmp_daemon_ip: " + host,
+		"bmp_daemon_port: " + strconv.Itoa(port),
+		"bmp_daemon_max_peers: 200",
+	}
+	if o.Kafka != "" {
+		kafkaHost, kafkaPort, err := net.SplitHostPort(o.Kafka)
+		if err != nil {
+			d.dir.remove()
+			return nil, fmt.Errorf("start pmbmpd: kafka: %w", err)
+		}
+		lines = append(lines,
+			"bmp_daemon_msglog_kafka_broker_host: "+kafkaHost,
+			"bmp_daemon_msglog_kafka_broker_port: "+kafkaPort,
+			"bmp_daemon_msglog_kafka_topic: "+o.Topic)
+	}
+	lines = append(lines, o.Config...)
+	conf := filepath.Join(d.dir.path, "pmbmpd.conf")
+	if err := os.WriteFile(conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		d.dir.remove()
+		return nil, fmt.Errorf("start pmbmpd: %w", err)
+	}
+	d.Process, err = Start(ctx, Command{
+		Name: "pmbmpd", Path: "/usr/sbin/pmbmpd", Args: []string{"-f", conf},
+		Log:        filepath.Join(d.dir.path, "pmbmpd.log"),
+		StopSignal: syscall.SIGINT, Grace: 4 * time.Second,
+		Ready: func() error { return listening(d.addr) },
+	})
+	if err != nil {
+		d.dir.remove()
+		return nil, err
+	}
+	return d, nil
+}
+
+// listening says whether the kernel has a listener at addr, an IPv4 address,
+// without connecting: to pmbmpd every connection is a router.
+func listening(addr string) error {
+	a, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		return err
+	}
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return err
+	}
+	ip := a.IP.To4()
+	// local address in host order (little endian), no remote, state LISTEN.
+	entry := fmt.Sprintf(" %02X%02X%02X%02X:%04X 00000000:0000 0A ", ip[3], ip[2], ip[1], ip[0], a.Port)
+	if !strings.Contains(string(table), entry) {
+		return fmt.Errorf("nothing listens on %s", addr)
+	}
+	return nil
+}
+
+// Addr is where routers connect to, host:port.
+func (d *Pmbmpd) Addr() string { return d.addr }
+
+// Close ends it and removes its temporary folder.
+func (d *Pmbmpd) Close() error {
+	if err := d.Process.Close(); err != nil {
+		return err
+	}
+	return d.dir.remove()
+}
