@@ -28,23 +28,24 @@ import (
 // calls.
 const reportsPerPoll = 256
 
+// quiet are the flags of a poll that needs no attention.
+const quiet = C.BK_CONNECTED | C.BK_PROGRESS<<C.BK_BULK
+
 // pollSlice bounds how long a call into C waits, so that Close and a new dead
 // letter are not kept waiting for longer.
 const pollSlice = 100 * time.Millisecond
-
-// retryPause is how long the streams of a topic wait after a failure, at least.
-const retryPause = 100 * time.Millisecond
 
 // kafkaSink is the Sink over librdkafka with the window kept in C: a batch
 // crosses in one call, and so do the reports of all streams that moved. The Go
 // side holds what is rare: names, dead letters, log lines, the making of
 // producers.
 //
-// There are up to two producers. What a broker refuses, it refuses as a batch,
+// There are up to three producers. What a broker refuses, it refuses as a batch,
 // and librdkafka then reports every record of it as too large or invalid. So the
 // stream stops (ErrBatchRefused), and after its Reset these records go through a
 // second producer whose batches hold one record. What is refused there goes to
-// the dead-letter file.
+// the dead-letter file. A third one takes the topics that were refused or
+// unknown: shim.h says why.
 type kafkaSink struct {
 	c          *C.bk_sink
 	window     int
@@ -65,13 +66,12 @@ type kafkaSink struct {
 	done    chan struct{} // closed by Close: ends a Poll that waits and the goroutines
 	tasks   sync.WaitGroup
 
-	taskMu     sync.Mutex
-	probing    bool
-	refreshing bool
-	building   [C.BK_LANES]bool
-	failures   int // rebuilds in a row without a record acknowledged
-	rebuilt    uint64
-	connected  bool
+	taskMu    sync.Mutex
+	probing   bool
+	building  [C.BK_LANES]bool
+	failures  [C.BK_LANES]int // rebuilds in a row without a record acknowledged
+	rebuilt   uint64
+	connected bool
 }
 
 // NewKafka returns the Sink over librdkafka that bmpha uses. It does not wait
@@ -241,7 +241,7 @@ func (k *kafkaSink) poll(d time.Duration, dst []Report) []Report {
 		for i := range k.reports[:p.n] {
 			dst = append(dst, k.report(&k.reports[i]))
 		}
-		if p.flags != C.BK_CONNECTED|C.BK_PROGRESS {
+		if p.flags != quiet {
 			k.attend(p.flags)
 		}
 		if p.flags&C.BK_HAS_DEAD != 0 || p.n == reportsPerPoll {
@@ -303,19 +303,15 @@ func (k *kafkaSink) attend(flags C.uint32_t) {
 	k.taskMu.Lock()
 	defer k.taskMu.Unlock()
 	k.connected = flags&C.BK_CONNECTED != 0
-	if flags&C.BK_PROGRESS != 0 {
-		k.failures = 0
-	}
 	if !k.connected && !k.probing {
 		k.probing = true
 		k.tasks.Go(k.probe)
 	}
-	if flags&C.BK_HAS_TOPICS != 0 && !k.refreshing {
-		k.refreshing = true
-		k.tasks.Go(k.refresh)
-	}
-	for lane, flag := range [...]C.uint32_t{C.BK_WANT_BULK, C.BK_WANT_SINGLE} {
-		if flags&flag != 0 && !k.building[lane] {
+	for lane := range k.building {
+		if flags&(C.BK_PROGRESS<<lane) != 0 {
+			k.failures[lane] = 0
+		}
+		if flags&(C.BK_WANT<<lane) != 0 && !k.building[lane] {
 			k.building[lane] = true
 			k.tasks.Go(func() { k.rebuild(C.int(lane)) })
 		}
@@ -355,34 +351,6 @@ func (k *kafkaSink) probe() {
 	k.taskMu.Unlock()
 }
 
-// refresh asks for the topics of streams that stopped, after which these may be
-// handed to again. The pause keeps a topic that always fails from being tried as
-// fast as the caller resets its streams.
-func (k *kafkaSink) refresh() {
-	var asked [C.BK_LANES][]C.int64_t
-	for lane := range asked {
-		for {
-			topic := C.bk_refresh(k.c, C.int(lane), 500)
-			if topic < 0 {
-				break
-			}
-			asked[lane] = append(asked[lane], topic)
-			if k.closing.Load() {
-				return
-			}
-		}
-	}
-	k.sleep(retryPause)
-	for lane, topics := range asked {
-		for _, topic := range topics {
-			C.bk_refreshed(k.c, C.int(lane), topic)
-		}
-	}
-	k.taskMu.Lock()
-	k.refreshing = false
-	k.taskMu.Unlock()
-}
-
 // rebuild makes the producer of a lane, for the first time or after a fatal
 // error.
 func (k *kafkaSink) rebuild(lane C.int) {
@@ -395,10 +363,10 @@ func (k *kafkaSink) rebuild(lane C.int) {
 	for {
 		k.taskMu.Lock()
 		wait := time.Duration(0)
-		if k.failures > 0 {
-			wait = backoff(k.failures - 1)
+		if k.failures[lane] > 0 {
+			wait = backoff(k.failures[lane] - 1)
 		}
-		k.failures++
+		k.failures[lane]++
 		k.taskMu.Unlock()
 		if !k.sleep(wait) {
 			return

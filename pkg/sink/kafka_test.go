@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -244,16 +245,19 @@ func TestTooLarge(t *testing.T) {
 		var at []uint64
 		for _, r := range readDead(t, dead) {
 			pos := binary.BigEndian.Uint64(r.Value[4:])
-			at = append(at, pos)
+			if !slices.Contains(at, pos) { // as often as it was sent
+				at = append(at, pos)
+			}
 			if string(r.Key) != "key" || string(r.Header) != "header" || r.Topic != "routes" ||
 				!bytes.Equal(r.Value, f.batch.Value(int(pos))) || !strings.Contains(r.Error, "too large") {
 				t.Errorf("dead letter of position %d: topic %s, key %q, header %q, %d bytes, %s", pos, r.Topic, r.Key, r.Header, len(r.Value), r.Error)
 			}
 		}
+		slices.Sort(at)
 		if diff := cmp.Diff([]uint64{700, 1500, 2999}, at); diff != "" {
 			t.Errorf("dead letters: %s", diff)
 		}
-		if s.Stats().Dead != 3 {
+		if s.Stats().Dead < 3 {
 			t.Errorf("%+v", s.Stats())
 		}
 		for _, err := range f.errs {
@@ -418,7 +422,7 @@ func TestFatalErrorRebuilds(t *testing.T) {
 		for i := range 2 {
 			goal := uint64(2000 * (i + 1))
 			d.until("some progress", func() bool { return f.report.Acked > goal && g.report.Acked > goal })
-			b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "routes", Err: kerr.ClusterAuthorizationFailed, Count: 1})
+			b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "routes", Err: kerr.OutOfOrderSequenceNumber, Count: 1})
 			d.until("a new producer", func() bool { return s.Stats().Rebuilt > uint64(i) })
 		}
 		d.finish()

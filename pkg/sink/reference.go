@@ -31,30 +31,46 @@ type referenceSink struct {
 	mu      sync.Mutex // everything below
 	stopped bool
 	topics  map[string]uint32
-	names   []string
+	names   []*referenceTopic
 	streams map[uint32]*referenceStream
 	moved   []*referenceStream
-	lanes   [2]referenceLane
+	lanes   [3]referenceLane
 	dead    []referenceDead
 	stats   Stats
 	probing bool
-	asking  map[uint32]bool // topics of streams that were reset after a failure
-	failed  int             // rebuilds in a row without a record acknowledged
+	failed  int // rebuilds in a row without a record acknowledged
 }
 
-// The two producers, as in kafkaSink.
+// The producers, as in kafkaSink: shim.h says why there are three.
 const (
 	bulk = iota
 	single
+	apart
 )
+
+// Pauses before a topic that failed is tried again, as in shim.c.
+const (
+	retryMin    = 100 * time.Millisecond
+	retryMax    = 10 * time.Second
+	retryForget = time.Minute
+)
+
+type referenceTopic struct {
+	name              string
+	apart             bool
+	failures          int
+	failedAt, retryAt time.Time
+}
 
 type referenceLane struct {
 	producer    *kafka.Producer // nil while there is none
 	building    bool
+	failures    int // builds in a row without a record acknowledged
+	renew       bool
 	fatal       bool
 	purged      bool
 	outstanding int
-	stopped     int // of these, those of streams that have failed
+	spent       int // of these, those of spent streams
 }
 
 type referenceStream struct {
@@ -66,7 +82,8 @@ type referenceStream struct {
 	dead       int
 	moved      bool
 	err        error
-	errTopic   string
+	failedFrom uint64 // lowest position that failed
+	spent      bool   // nothing before that is outstanding
 	singleEnd  uint64
 }
 
@@ -99,7 +116,6 @@ func NewReference(o Options) (Sink, error) {
 		news:       make(chan struct{}, 1),
 		topics:     map[string]uint32{},
 		streams:    map[uint32]*referenceStream{},
-		asking:     map[uint32]bool{},
 	}
 	s.stats.Window = uint64(s.window)
 	if s.lanes[bulk].producer, err = s.build(bulk); err != nil {
@@ -112,6 +128,8 @@ func (s *referenceSink) build(lane int) (*kafka.Producer, error) {
 	m := kafka.ConfigMap{
 		"go.logs.channel.enable": true,
 		"go.events.channel.size": s.window + 1000,
+		// For dead letters.
+		"go.delivery.report.fields": "key,value,headers",
 	}
 	for name, value := range s.properties {
 		m[name] = value
@@ -144,7 +162,7 @@ func (s *referenceSink) Topic(name string) (uint32, error) {
 	if !ok {
 		h = uint32(len(s.names))
 		s.topics[name] = h
-		s.names = append(s.names, name)
+		s.names = append(s.names, &referenceTopic{name: name})
 	}
 	return h, nil
 }
@@ -164,31 +182,40 @@ func (s *referenceSink) Hand(stream uint32, pos uint64, b *record.Batch, from in
 		return 0, fmt.Errorf("stream %d: position %d does not follow the last one", stream, pos)
 	}
 	n := b.Len() - from
-	if st.lane == single {
-		switch {
-		case pos < st.singleEnd:
-			n = int(min(uint64(n), st.singleEnd-pos))
-		case st.producing+st.dead == 0:
-			st.lane = bulk
-		default:
-			n = 0 // the other producer could overtake
-		}
+	if n == 0 {
+		return 0, nil
 	}
+	if h := b.Recs[from].Topic; int(h) >= len(s.names) {
+		return 0, fmt.Errorf("stream %d: position %d: no topic with handle %d", stream, pos, h)
+	}
+	t := s.names[b.Recs[from].Topic]
+	to := bulk
+	switch {
+	case pos < st.singleEnd:
+		to = single
+		n = int(min(uint64(n), st.singleEnd-pos))
+	case st.lane == apart || t.apart:
+		to = apart
+	}
+	if to != st.lane && st.producing+st.dead > 0 {
+		return 0, nil // one producer could overtake the other
+	}
+	st.lane = to
 	l := &s.lanes[st.lane]
-	if l.producer == nil || l.fatal || n > 0 && s.asking[b.Recs[from].Topic] {
+	if l.producer == nil && !l.building {
+		s.startBuild(st.lane, nil)
+	}
+	if l.producer == nil || l.fatal || l.renew || time.Now().Before(t.retryAt) {
 		return 0, nil
 	}
 	n = min(n, s.window-int(s.stats.Outstanding), max(1, s.window/2)-st.producing-st.dead)
 	for i := range n {
 		r := &b.Recs[from+i]
-		if int(r.Topic) >= len(s.names) {
-			if i > 0 {
-				return i, nil
-			}
-			return 0, fmt.Errorf("stream %d: position %d: no topic with handle %d", stream, pos, r.Topic)
+		if int(r.Topic) >= len(s.names) || st.lane == bulk && s.names[r.Topic].apart {
+			return i, nil // later: for an error, or through another producer
 		}
 		m := &kafka.Message{
-			TopicPartition: kafka.TopicPartition{Topic: &s.names[r.Topic], Partition: kafka.PartitionAny},
+			TopicPartition: kafka.TopicPartition{Topic: &s.names[r.Topic].name, Partition: kafka.PartitionAny},
 			Key:            b.Key(from + i),
 			Value:          b.Value(from + i),
 			Opaque:         referenceTag{st, pos + uint64(i), st.lane},
@@ -207,7 +234,7 @@ func (s *referenceSink) Hand(stream uint32, pos uint64, b *record.Batch, from in
 			case kafka.ErrMsgSizeTooLarge:
 				s.bury(st, pos+uint64(i), m, err)
 			default:
-				s.fail(st, pos+uint64(i), s.names[r.Topic], err)
+				s.fail(st, pos+uint64(i), s.names[r.Topic].name, err)
 				return i, nil
 			}
 		} else {
@@ -250,15 +277,45 @@ func (s *referenceSink) move(st *referenceStream) {
 
 func (s *referenceSink) fail(st *referenceStream, pos uint64, topic string, why error) {
 	l := &s.lanes[st.lane]
+	switch codeOf(why) {
+	case kafka.ErrUnknownTopic, kafka.ErrUnknownPartition, kafka.ErrUnknownTopicOrPart, kafka.ErrTopicException,
+		kafka.ErrTopicAuthorizationFailed, kafka.ErrUnknownTopicID:
+		s.failTopic(l, s.names[s.topics[topic]])
+	}
 	if st.err == nil {
 		st.err = fmt.Errorf("topic %s: position %d: %w", topic, pos, why)
-		st.errTopic = topic
-		l.stopped += st.producing
+		st.failedFrom = pos
 		s.journal.fault(st.err.Error())
 	}
+	st.failedFrom = min(st.failedFrom, pos)
+	s.spend(st)
 	s.stats.Failed++
 	l.purged = false
 	s.move(st)
+}
+
+// spend notes when all that a failed stream has outstanding lies behind the
+// failure, and so will be sent again.
+func (s *referenceSink) spend(st *referenceStream) {
+	if st.err != nil && !st.spent && st.base == st.failedFrom {
+		st.spent = true
+		s.lanes[st.lane].spent += st.producing
+		s.lanes[st.lane].purged = false
+	}
+}
+
+func (s *referenceSink) failTopic(l *referenceLane, t *referenceTopic) {
+	now := time.Now()
+	t.apart = true
+	l.renew = l != &s.lanes[bulk]
+	if now.Before(t.retryAt) {
+		return // told by several records
+	}
+	if now.Sub(t.failedAt) > retryForget {
+		t.failures = 0
+	}
+	t.failedAt, t.retryAt = now, now.Add(min(retryMin<<min(t.failures, 10), retryMax))
+	t.failures++
 }
 
 func (s *referenceSink) bury(st *referenceStream, pos uint64, m *kafka.Message, why error) {
@@ -297,15 +354,16 @@ func (s *referenceSink) delivered(m *kafka.Message) {
 	st.producing--
 	l.outstanding--
 	s.stats.Outstanding--
-	if st.err != nil {
-		l.stopped--
+	if st.spent {
+		l.spent--
 	}
 	err := m.TopicPartition.Error
 	if err == nil {
 		s.stats.Acked++
 		s.stats.Connected = true
-		s.failed = 0
+		l.failures = 0
 		st.ack(tag.pos)
+		s.spend(st)
 		s.move(st)
 		return
 	}
@@ -318,7 +376,7 @@ func (s *referenceSink) delivered(m *kafka.Message) {
 		}
 		batch = true
 	case kafka.ErrInvalidDifferentRecord:
-		batch = tag.lane == bulk
+		batch = tag.lane != single
 	}
 	if batch {
 		st.singleEnd = max(st.singleEnd, tag.pos+1)
@@ -355,15 +413,15 @@ func (s *referenceSink) tend() {
 		l := &s.lanes[i]
 		switch {
 		case l.producer == nil:
-		case l.fatal && l.outstanding == 0:
+		case (l.fatal || l.renew) && l.outstanding == 0:
 			old := l.producer
 			l.producer = nil
-			s.stats.Connected = false
+			s.stats.Connected = s.stats.Connected && i != bulk
 			s.startBuild(i, old)
 		case l.fatal && !l.purged:
 			l.purged = true
 			_ = l.producer.Purge(kafka.PurgeQueue | kafka.PurgeInFlight | kafka.PurgeNonBlocking)
-		case l.outstanding > 0 && l.outstanding == l.stopped && !l.purged:
+		case l.outstanding > 0 && l.outstanding == l.spent && !l.purged:
 			l.purged = true
 			_ = l.producer.Purge(kafka.PurgeQueue | kafka.PurgeNonBlocking)
 		}
@@ -382,16 +440,6 @@ func (s *referenceSink) probe(p *kafka.Producer) {
 	s.sleep(200 * time.Millisecond)
 	s.mu.Lock()
 	s.probing = false
-	s.mu.Unlock()
-}
-
-// refresh asks for a topic of which a stream stopped: librdkafka remembers its
-// error until it hears otherwise. Its streams are not handed to meanwhile.
-func (s *referenceSink) refresh(p *kafka.Producer, topic uint32, name string) {
-	_, _ = p.GetMetadata(&name, false, 500) // only asked for its effect
-	s.sleep(retryPause)
-	s.mu.Lock()
-	delete(s.asking, topic)
 	s.mu.Unlock()
 }
 
@@ -423,11 +471,11 @@ func (s *referenceSink) startBuild(lane int, old *kafka.Producer) {
 		var p *kafka.Producer
 		for p == nil {
 			s.mu.Lock()
-			wait := time.Duration(0)
-			if s.failed > 0 {
-				wait = backoff(s.failed - 1)
+			l, wait := &s.lanes[lane], time.Duration(0)
+			if l.failures > 0 {
+				wait = backoff(l.failures - 1)
 			}
-			s.failed++
+			l.failures++
 			s.mu.Unlock()
 			if !s.sleep(wait) {
 				return
@@ -443,9 +491,12 @@ func (s *referenceSink) startBuild(lane int, old *kafka.Producer) {
 			discard(p)
 			return
 		}
-		s.lanes[lane] = referenceLane{producer: p}
+		s.lanes[lane] = referenceLane{producer: p, failures: s.lanes[lane].failures}
 		if lane == bulk {
 			s.stats.Rebuilt++
+			for _, t := range s.names {
+				t.apart = false
+			}
 		}
 		s.mu.Unlock()
 		s.wake()
@@ -488,6 +539,7 @@ func (s *referenceSink) setAside() {
 			s.journal.fault(fmt.Sprintf("topic %s: record of %d bytes set aside: %s", d.record.Topic, len(d.record.Value), d.record.Error))
 			s.stats.Dead++
 			d.stream.ack(d.pos)
+			s.spend(d.stream)
 			s.move(d.stream)
 		}
 		s.mu.Unlock()
@@ -506,7 +558,7 @@ func (s *referenceSink) poll(d time.Duration, dst []Report) []Report {
 	had := len(dst)
 	for {
 		s.mu.Lock()
-		var events [2]chan kafka.Event // nil ones block for ever
+		var events [3]chan kafka.Event // nil ones block for ever
 		for i := range s.lanes {
 			if p := s.lanes[i].producer; p != nil {
 				events[i] = p.Events()
@@ -524,6 +576,8 @@ func (s *referenceSink) poll(d time.Duration, dst []Report) []Report {
 			s.event(bulk, e)
 		case e := <-events[single]:
 			s.event(single, e)
+		case e := <-events[apart]:
+			s.event(apart, e)
 		case <-s.news:
 		case <-s.done:
 			return dst
@@ -534,13 +588,15 @@ func (s *referenceSink) poll(d time.Duration, dst []Report) []Report {
 }
 
 // takeEvents takes what is there.
-func (s *referenceSink) takeEvents(events [2]chan kafka.Event) {
+func (s *referenceSink) takeEvents(events [3]chan kafka.Event) {
 	for {
 		select {
 		case e := <-events[bulk]:
 			s.event(bulk, e)
 		case e := <-events[single]:
 			s.event(single, e)
+		case e := <-events[apart]:
+			s.event(apart, e)
 		default:
 			return
 		}
@@ -575,20 +631,7 @@ func (s *referenceSink) Reset(stream uint32, pos uint64) error {
 	if pos != st.base || pos >= st.singleEnd {
 		st.singleEnd = 0
 	}
-	st.lane = bulk
-	if st.singleEnd > 0 {
-		st.lane = single
-		if s.lanes[single].producer == nil {
-			s.startBuild(single, nil)
-		}
-	}
-	if p := s.lanes[bulk].producer; st.err != nil && st.lane == bulk && p != nil {
-		if h := s.topics[st.errTopic]; !s.asking[h] {
-			s.asking[h] = true
-			name := st.errTopic
-			s.tasks.Go(func() { s.refresh(p, h, name) })
-		}
-	}
+	st.lane, st.spent = bulk, false // Hand chooses the lane
 	st.base, st.next, st.done, st.err = pos, pos, map[uint64]struct{}{}, nil
 	return nil
 }
@@ -642,7 +685,7 @@ func (s *referenceSink) Close(d time.Duration) error {
 // await waits for an event of a closing sink, whose poll does not wait.
 func (s *referenceSink) await(d time.Duration) {
 	s.mu.Lock()
-	var events [2]chan kafka.Event
+	var events [3]chan kafka.Event
 	for i := range s.lanes {
 		if p := s.lanes[i].producer; p != nil {
 			events[i] = p.Events()
@@ -656,6 +699,8 @@ func (s *referenceSink) await(d time.Duration) {
 		s.event(bulk, e)
 	case e := <-events[single]:
 		s.event(single, e)
+	case e := <-events[apart]:
+		s.event(apart, e)
 	case <-timeout.C:
 	}
 }

@@ -65,6 +65,12 @@ enum {
 	ERR_MSG_SIZE_TOO_LARGE = 10,
 	ERR_RECORD_LIST_TOO_LARGE = 18,
 	ERR_INVALID_RECORD = 87,
+	ERR_UNKNOWN_PARTITION = -190,
+	ERR_UNKNOWN_TOPIC = -188,
+	ERR_UNKNOWN_TOPIC_OR_PART = 3,
+	ERR_TOPIC_EXCEPTION = 17,
+	ERR_TOPIC_AUTHORIZATION_FAILED = 29,
+	ERR_UNKNOWN_TOPIC_ID = 100,
 };
 
 #define WEAK extern __attribute__((weak))
@@ -160,6 +166,8 @@ typedef struct {
 	int err;           // of the first failure, 0 while good; read without lock by bk_hand
 	uint32_t err_topic;
 	uint64_t err_pos;
+	uint64_t failed_from; // lowest position that failed
+	int spent;         // nothing before that is outstanding
 	uint64_t single_end; // positions below go one by one
 	uint32_t in_producer;
 	uint32_t dead;
@@ -176,15 +184,24 @@ typedef struct {
 	int users;         // calls that use rk without the lock
 	int wanted;
 	int fatal;
+	int renew;         // has lost count of a topic: to be made anew, once empty
+	int progress;      // something was acknowledged
 	int64_t purge_at;  // ms; when to purge a failed producer again
 	int purged;        // the queue was purged and nothing failed since
 	uint32_t in_producer;
-	uint32_t stopped;  // of these, those of streams that have failed
-	uint8_t *ask;      // by topic: ASK_WAITS, ASK_RUNS
-	uint32_t ask_n;    // that wait
+	uint32_t spent;    // of these, those of spent streams
 } lane;
 
-enum { ASK_NOT, ASK_WAITS, ASK_RUNS };
+typedef struct {
+	char *name;
+	int apart; // not to be used with BK_BULK; read without lock by bk_hand
+	int failures; // one after the other
+	int64_t failed_at, retry_at; // ms
+} topic;
+
+// A topic that fails is tried again after a pause that grows, until it has not
+// failed for a while.
+enum { RETRY_MIN_MS = 100, RETRY_MAX_MS = 10000, RETRY_FORGET_MS = 60000 };
 
 struct bk_sink {
 	pthread_mutex_t mu;
@@ -197,13 +214,12 @@ struct bk_sink {
 	uint32_t streams_cap;
 	uint32_t *moved;
 	uint32_t moved_n, moved_cap;
-	char **names; // of topics
+	topic *topics;
 	uint32_t topics_n;
 	bk_dead *dead, **dead_tail;
 	bk_text *text, **text_tail;
 	uint32_t text_n;
 	bk_stats stats;
-	int progress;
 	int closed;
 };
 
@@ -242,14 +258,52 @@ static void moved(bk_sink *s, stream *st) {
 	s->moved[s->moved_n++] = st->id; // as long as the list of streams
 }
 
+// of_topic tells whether an error is one of the topic, after which librdkafka may
+// have lost count of the topic's records.
+static int of_topic(int err) {
+	return err == ERR_UNKNOWN_TOPIC || err == ERR_UNKNOWN_PARTITION || err == ERR_UNKNOWN_TOPIC_OR_PART ||
+	       err == ERR_TOPIC_EXCEPTION || err == ERR_TOPIC_AUTHORIZATION_FAILED || err == ERR_UNKNOWN_TOPIC_ID;
+}
+
+static void fail_topic(lane *l, topic *t) {
+	int64_t now = now_ms();
+	__atomic_store_n(&t->apart, 1, __ATOMIC_RELAXED);
+	if (l->index != BK_BULK)
+		l->renew = 1;
+	if (now < t->retry_at)
+		return; // told by several records
+	if (now - t->failed_at > RETRY_FORGET_MS)
+		t->failures = 0;
+	int64_t wait = RETRY_MIN_MS << (t->failures < 10 ? t->failures : 10);
+	t->failures++;
+	t->failed_at = now;
+	t->retry_at = now + (wait < RETRY_MAX_MS ? wait : RETRY_MAX_MS);
+}
+
+// spend notes when all that a failed stream has outstanding lies behind the
+// failure, and so will be sent again.
+static void spend(bk_sink *s, stream *st) {
+	lane *l = &s->lanes[st->lane];
+	if (!st->err || st->spent || st->ring.base != st->failed_from)
+		return;
+	st->spent = 1;
+	l->spent += st->in_producer;
+	l->purged = 0;
+}
+
 static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) {
 	lane *l = &s->lanes[st->lane];
+	if (of_topic(err))
+		fail_topic(l, &s->topics[topic]);
 	if (!st->err) {
 		st->err_pos = pos;
 		st->err_topic = topic;
+		st->failed_from = pos;
 		__atomic_store_n(&st->err, err, __ATOMIC_RELAXED);
-		l->stopped += st->in_producer;
 	}
+	if (pos < st->failed_from)
+		st->failed_from = pos;
+	spend(s, st);
 	l->purged = 0;
 	moved(s, st);
 }
@@ -260,8 +314,8 @@ static void leave(bk_sink *s, stream *st, uint32_t n) {
 	st->in_producer -= n;
 	l->in_producer -= n;
 	s->stats.outstanding -= n;
-	if (st->err)
-		l->stopped -= n;
+	if (st->spent)
+		l->spent -= n;
 }
 
 static void bury(bk_sink *s, stream *st, bk_dead *d) {
@@ -330,8 +384,9 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 	if (!m->err) {
 		s->stats.acked++;
 		s->stats.connected = 1;
-		s->progress = 1;
+		l->progress = 1;
 		bk_ring_set(&st->ring, pos);
+		spend(s, st);
 		moved(s, st);
 		unlock(s);
 		return;
@@ -349,10 +404,10 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 		bury(s, st, d);
 	} else {
 		s->stats.failed++;
-		if (l->index == BK_BULK && (refused(m->err) || m->err == ERR_INVALID_DIFFERENT_RECORD) &&
+		if (l->index != BK_SINGLE && (refused(m->err) || m->err == ERR_INVALID_DIFFERENT_RECORD) &&
 		    pos >= st->single_end)
 			st->single_end = pos + 1;
-		fail(s, st, m->err, pos, st->err ? 0 : topic_of(s, l, m->rkt));
+		fail(s, st, m->err, pos, st->err && !of_topic(m->err) ? 0 : topic_of(s, l, m->rkt));
 	}
 	moved(s, st);
 	unlock(s);
@@ -400,15 +455,14 @@ bk_sink *bk_new(uint32_t window, const char *header_name) {
 	s->share = window > 1 ? window / 2 : 1;
 	s->header_name = strdup(header_name);
 	s->conf = rd_kafka_conf_new();
-	s->names = calloc(BK_MAX_TOPICS, sizeof *s->names);
+	s->topics = calloc(BK_MAX_TOPICS, sizeof *s->topics);
 	s->dead_tail = &s->dead;
 	s->text_tail = &s->text;
 	for (int i = 0; i < BK_LANES; i++) {
 		s->lanes[i].sink = s;
 		s->lanes[i].index = i;
-		s->lanes[i].ask = calloc(BK_MAX_TOPICS, 1);
 	}
-	if (!s->lanes[0].ask || !s->lanes[1].ask || !s->header_name || !s->conf || !s->names) {
+	if (!s->header_name || !s->conf || !s->topics) {
 		bk_free(s);
 		return NULL;
 	}
@@ -424,7 +478,7 @@ static int new_topic(lane *l, rd_kafka_t *rk, uint32_t handle) {
 	rd_kafka_topic_t ***chunk = &l->topics[handle / 256];
 	if (!*chunk && !(*chunk = calloc(256, sizeof **chunk)))
 		return -1;
-	(*chunk)[handle % 256] = rd_kafka_topic_new(rk, l->sink->names[handle], NULL);
+	(*chunk)[handle % 256] = rd_kafka_topic_new(rk, l->sink->topics[handle].name, NULL);
 	return (*chunk)[handle % 256] ? 0 : -1;
 }
 
@@ -449,10 +503,11 @@ int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	lock(s);
 	for (uint32_t i = 0; i < s->topics_n; i++)
 		new_topic(l, rk, i); // a failure shows when the topic is used
-	l->fatal = l->wanted = l->purged = 0;
-	l->purge_at = 0;
 	if (index == BK_BULK)
-		s->progress = 0;
+		for (uint32_t i = 0; i < s->topics_n; i++)
+			__atomic_store_n(&s->topics[i].apart, 0, __ATOMIC_RELAXED);
+	l->fatal = l->renew = l->progress = l->wanted = l->purged = 0;
+	l->purge_at = 0;
 	l->rk = rk;
 	pthread_cond_broadcast(&s->wake);
 	unlock(s);
@@ -486,7 +541,7 @@ void bk_retire(bk_sink *s, int index) {
 int64_t bk_topic(bk_sink *s, const char *name) {
 	int64_t handle = -1;
 	lock(s);
-	if (s->topics_n < BK_MAX_TOPICS && (s->names[s->topics_n] = strdup(name))) {
+	if (s->topics_n < BK_MAX_TOPICS && (s->topics[s->topics_n].name = strdup(name))) {
 		handle = s->topics_n++;
 		for (int i = 0; i < BK_LANES; i++)
 			if (s->lanes[i].rk)
@@ -534,19 +589,22 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 		unlock(s);
 		return (bk_handed){0, err};
 	}
-	if (st->lane == BK_SINGLE) {
-		if (pos < st->single_end)
-			n = st->single_end - pos < n ? (uint32_t)(st->single_end - pos) : n;
-		else if (st->in_producer + st->dead == 0)
-			st->lane = BK_BULK;
-		else
-			n = 0; // the other producer could overtake
+	const topic *t = n && recs[0].topic < s->topics_n ? &s->topics[recs[0].topic] : NULL;
+	int to = pos < st->single_end ? BK_SINGLE : st->lane == BK_APART || (t && t->apart) ? BK_APART : BK_BULK;
+	if (to != st->lane && st->in_producer + st->dead == 0) {
+		st->lane = to;
+		s->lanes[to].wanted |= !s->lanes[to].rk && !s->lanes[to].dying;
 	}
+	if (to != st->lane)
+		n = 0; // one producer could overtake the other
+	if (to == BK_SINGLE && st->single_end - pos < n)
+		n = (uint32_t)(st->single_end - pos);
+	if (t && t->failures && now_ms() < t->retry_at)
+		n = 0;
 	lane *l = &s->lanes[st->lane];
 	uint64_t room = s->window - s->stats.outstanding, own = st->in_producer + st->dead;
 	uint64_t span = st->ring.mask + 1 - (st->ring.next - st->ring.base);
-	if (s->stats.outstanding >= s->window || own >= s->share || !l->rk || l->fatal ||
-	    (n && recs[0].topic < BK_MAX_TOPICS && l->ask[recs[0].topic]))
+	if (s->stats.outstanding >= s->window || own >= s->share || !l->rk || l->fatal || l->renew)
 		n = 0;
 	n = room < n ? (uint32_t)room : n;
 	n = s->share - own < n ? (uint32_t)(s->share - own) : n;
@@ -583,6 +641,8 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 			outcome = BK_NO_TOPIC;
 			break;
 		}
+		if (st->lane == BK_BULK && __atomic_load_n(&s->topics[r->topic].apart, __ATOMIC_RELAXED))
+			break; // later, through another producer
 		err = produce(s, l, rkt, data, r, bk_opaque(id, pos + i));
 		if (err == 0) {
 			handed_bytes += (uint64_t)r->key_len + r->header_len + r->value_len;
@@ -632,10 +692,10 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 static void tend(bk_sink *s, lane *l) {
 	if (!l->rk)
 		return;
-	if (!l->fatal) {
+	if (!l->fatal && !(l->renew && !l->in_producer)) {
 		// What is queued behind a failed record would only arrive twice. It can be
-		// purged when no good stream has anything in the same producer.
-		if (l->in_producer && l->in_producer == l->stopped && !l->purged) {
+		// purged when nothing else is in the same producer.
+		if (l->in_producer && l->in_producer == l->spent && !l->purged) {
 			l->purged = 1;
 			rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_NON_BLOCKING);
 		}
@@ -651,7 +711,8 @@ static void tend(bk_sink *s, lane *l) {
 		memset(l->topics, 0, sizeof l->topics);
 		l->rk = NULL;
 		l->wanted = 1;
-		s->stats.connected = 0;
+		if (l->index == BK_BULK)
+			s->stats.connected = 0;
 	}
 }
 
@@ -664,7 +725,12 @@ bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 		rk[i] = s->lanes[i].rk;
 		s->lanes[i].users += rk[i] != NULL;
 	}
-	if (!rk[BK_BULK] && !rk[BK_SINGLE] && ms > 0) {
+	int producers = 0, others_busy = 0;
+	for (int i = 0; i < BK_LANES; i++) {
+		producers += rk[i] != NULL;
+		others_busy |= i != BK_BULK && s->lanes[i].in_producer > 0;
+	}
+	if (producers == 0 && ms > 0) {
 		struct timespec until;
 		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_sec += ms / 1000;
@@ -675,14 +741,17 @@ bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 		}
 		pthread_cond_timedwait(&s->wake, &s->mu, &until);
 	}
-	int both = rk[BK_BULK] && rk[BK_SINGLE], single_busy = s->lanes[BK_SINGLE].in_producer > 0;
 	unlock(s);
 
-	// While the second producer works, which is rare, both are asked in turns.
-	if (rk[BK_BULK])
-		rd_kafka_poll(rk[BK_BULK], both && single_busy && ms > 2 ? 2 : ms);
-	if (rk[BK_SINGLE])
-		rd_kafka_poll(rk[BK_SINGLE], both ? 0 : ms);
+	// While another producer is at work, which is rare, all are asked in turns.
+	if (producers > 1 && ms > 2 && (others_busy || !rk[BK_BULK]))
+		ms = 2;
+	int waited = 0;
+	for (int i = 0; i < BK_LANES; i++)
+		if (rk[i]) {
+			rd_kafka_poll(rk[i], waited ? 0 : ms);
+			waited = 1;
+		}
 
 	bk_polled p = {0, 0};
 	lock(s);
@@ -696,17 +765,12 @@ bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 		st->moved = 0;
 		out[p.n++] = (bk_report){.stream = st->id, .outstanding = st->in_producer + st->dead, .acked = st->ring.base,
 		                         .err = st->err, .topic = st->err_topic, .err_pos = st->err_pos,
-		                         .again = st->err && st->lane == BK_BULK && st->single_end > st->ring.base};
+		                         .again = st->err && st->lane != BK_SINGLE && st->single_end > st->ring.base};
 	}
-	p.flags = (s->dead ? BK_HAS_DEAD : 0) | (s->text ? BK_HAS_TEXT : 0) | (s->stats.connected ? BK_CONNECTED : 0) |
-	          (s->progress ? BK_PROGRESS : 0);
-	if (s->lanes[BK_BULK].ask_n + s->lanes[BK_SINGLE].ask_n)
-		p.flags |= BK_HAS_TOPICS;
-	if (s->lanes[BK_BULK].wanted)
-		p.flags |= BK_WANT_BULK;
-	if (s->lanes[BK_SINGLE].wanted)
-		p.flags |= BK_WANT_SINGLE;
-	s->lanes[BK_BULK].wanted = s->lanes[BK_SINGLE].wanted = 0;
+	p.flags = (s->dead ? BK_HAS_DEAD : 0) | (s->text ? BK_HAS_TEXT : 0) | (s->stats.connected ? BK_CONNECTED : 0);
+	for (int i = 0; i < BK_LANES; i++) {
+		p.flags |= (s->lanes[i].wanted ? BK_WANT << i : 0) | (s->lanes[i].progress ? BK_PROGRESS << i : 0);
+	}
 	unlock(s);
 	return p;
 }
@@ -753,15 +817,8 @@ static int reset(bk_sink *s, uint32_t id, uint64_t pos) {
 	// Only a restart where the stream stopped concerns the same records.
 	if (pos != st->ring.base || pos >= st->single_end)
 		st->single_end = 0;
-	st->lane = st->single_end ? BK_SINGLE : BK_BULK;
-	lane *l = &s->lanes[st->lane];
-	if (st->lane == BK_SINGLE && !l->rk && !l->dying)
-		l->wanted = 1;
-	if (st->err && st->lane == BK_BULK && st->err_topic < s->topics_n && !l->ask[st->err_topic]) {
-		l->ask[st->err_topic] = ASK_WAITS;
-		l->ask_n++;
-	}
-	st->err = 0;
+	st->lane = BK_BULK; // bk_hand chooses
+	st->err = st->spent = 0;
 	bk_ring_reset(&st->ring, pos);
 	return BK_OK;
 }
@@ -790,6 +847,7 @@ void bk_dead_done(bk_sink *s, bk_dead *d, int ok) {
 	if (ok) {
 		s->stats.dead++;
 		bk_ring_set(&st->ring, d->pos);
+		spend(s, st);
 	} else {
 		s->stats.failed++;
 		fail(s, st, BK_DEAD_LETTER, d->pos, d->topic);
@@ -831,39 +889,6 @@ void bk_probe(bk_sink *s, int ms) {
 	unlock(s);
 }
 
-int64_t bk_refresh(bk_sink *s, int index, int ms) {
-	lane *l = &s->lanes[index];
-	lock(s);
-	int64_t topic = -1;
-	for (uint32_t i = 0; l->ask_n && topic < 0 && i < s->topics_n; i++)
-		if (l->ask[i] == ASK_WAITS)
-			topic = i;
-	if (topic < 0) {
-		unlock(s);
-		return -1;
-	}
-	l->ask[topic] = ASK_RUNS;
-	l->ask_n--;
-	rd_kafka_t *rk = l->fatal ? NULL : l->rk;
-	rd_kafka_topic_t *rkt = rk && l->topics[topic / 256] ? l->topics[topic / 256][topic % 256] : NULL;
-	l->users++;
-	unlock(s);
-	const struct rd_kafka_metadata *md = NULL;
-	if (rkt && rd_kafka_metadata(rk, 0, rkt, &md, ms) == 0)
-		rd_kafka_metadata_destroy(md);
-	lock(s);
-	if (--l->users == 0)
-		pthread_cond_broadcast(&s->wake);
-	unlock(s);
-	return topic;
-}
-
-void bk_refreshed(bk_sink *s, int index, int64_t topic) {
-	lock(s);
-	s->lanes[index].ask[topic] = ASK_NOT;
-	unlock(s);
-}
-
 void bk_get_stats(bk_sink *s, bk_stats *out) {
 	lock(s);
 	*out = s->stats;
@@ -885,7 +910,6 @@ void bk_free(bk_sink *s) {
 				rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_INFLIGHT);
 			destroy(l->rk, l->topics);
 		}
-		free(l->ask);
 	}
 	for (uint32_t i = 0; i < s->streams_cap; i++)
 		if (s->streams[i]) {
@@ -895,8 +919,8 @@ void bk_free(bk_sink *s) {
 	free(s->streams);
 	free(s->moved);
 	for (uint32_t i = 0; i < s->topics_n; i++)
-		free(s->names[i]);
-	free(s->names);
+		free(s->topics[i].name);
+	free(s->topics);
 	while (s->dead) {
 		bk_dead *d = s->dead;
 		s->dead = d->next;
