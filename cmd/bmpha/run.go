@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -278,5 +277,3 @@ func clusterFromRedis(ctx context.Context, o cluster.Options, name string, id in
 		Cluster: control.Cluster{Name: name, ID: id}, Members: collector.Members(v, "", 0, v.RedisTime),
 	}, nil
 }
-
-var _ = fmt.Sprint

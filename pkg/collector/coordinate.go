@@ -41,8 +41,9 @@ type coordinator struct {
 	ended     bool          // resigned: no more exchanges
 	idle      chan struct{} // closed when the last exchange is over
 
-	mu   sync.Mutex // guards what follows, for status
-	seen snapshot
+	mu      sync.Mutex // guards what follows, for status
+	seen    snapshot
+	changed chan struct{} // closed, and made anew, when seen has changed
 }
 
 // snapshot is what status shows of the election.
@@ -88,6 +89,7 @@ func (co *coordinator) init(c *Collector) {
 	co.host, _ = os.Hostname()
 	co.noise = rate.NewLimiter(rate.Every(10*time.Second), 10)
 	co.wakeup = make(chan struct{}, 1)
+	co.changed = make(chan struct{})
 	co.look = make(chan struct{}, 1)
 	co.calls = make(chan func(int64))
 	co.results = make(chan result, 1)
@@ -217,6 +219,7 @@ func (co *coordinator) finish(now int64, r result) {
 		s.rounds++
 		s.view, s.lastGood, s.trip = r.view, r.round.Sent, r.trip
 	}
+	co.tell()
 	co.mu.Unlock()
 	if r.err != nil {
 		co.e.Failed(now, r.round.Sent, r.err.Error())
@@ -337,6 +340,12 @@ func (co *coordinator) routersSaid() string {
 	return string(b)
 }
 
+// tell wakes those that wait for a change of seen. The caller holds mu.
+func (co *coordinator) tell() {
+	close(co.changed)
+	co.changed = make(chan struct{})
+}
+
 // follow keeps what status shows, and logs a change of role.
 func (co *coordinator) follow(now int64) {
 	role, reason, since := co.e.Role()
@@ -351,8 +360,12 @@ func (co *coordinator) follow(now int64) {
 		s.failing = failing
 	}
 	if role == old.role && s.mode == old.mode && down == old.down {
+		if s.timestamp != old.timestamp {
+			co.tell()
+		}
 		return
 	}
+	defer co.tell()
 	var names []string
 	for _, m := range co.e.Members() {
 		names = append(names, m.Name)

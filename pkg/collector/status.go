@@ -1,7 +1,6 @@
 package collector
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -308,14 +307,4 @@ func (c *Collector) Ready() error {
 		return errors.New("no election round yet")
 	}
 	return nil
-}
-
-// Regenerate takes a new timestamp, as signal 34 asks for.
-func (c *Collector) Regenerate(ctx context.Context) error {
-	return c.co.do(ctx, c.co.e.Renew)
-}
-
-// Force sets the mode, as signals 35, 36 and 37 ask for.
-func (c *Collector) Force(ctx context.Context, m election.Mode) error {
-	return c.co.do(ctx, func(now int64) { c.co.e.Force(now, m) })
 }
