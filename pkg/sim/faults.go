@@ -1,0 +1,387 @@
+package sim
+
+import "github.com/bmpha/bmpha/pkg/election"
+
+// A Fault is something that goes wrong, or that an operator does.
+type Fault int
+
+const (
+	noFault Fault = iota
+	KillActive
+	KillStandby
+	RestartActive // at once, so that the old timestamp is still there
+	RestartAll
+	StopActive // SIGSTOP, 0.1 to 30 s
+	StopStandby
+	StopAll
+	StopAtHandOver // between the check of the lease and handing over
+	LeaveActive
+	LeaveStandby
+	Maintenance
+	MaintenanceAll // on all nodes at once
+	ForceStandbyActive
+	ForceActiveStandby
+	ForceAllStandby
+	ForceAllActive
+	RedisRefuses
+	RedisHangs
+	RedisErrors
+	RedisRestartsEmpty
+	RedisSlow
+	RedisRepliesLost
+	AnnouncementsLost
+	CutActiveFromRedis
+	CutStandbyFromRedis
+	KafkaOutage
+	KafkaSlow
+	KafkaFailsWritten   // a request fails although it was written
+	KafkaFailsUnwritten // a request fails and was not written
+	KafkaRejects        // everything for a while
+	CutActiveFromKafka
+	CutStandbyFromKafka
+	CutRouterFromActive
+	CutRouterFromStandby
+	CutRouterFromAll
+	RouterRestarts
+	PeerFlaps
+	SlowSession
+	SessionTwice // the router connects again while the old session seems open
+	Burst        // the whole table changes several times
+	SenderFull   // observed: a sender made its router wait
+	StandbyFull  // observed: a standby dropped
+	ClockOffset  // clocks of hosts and Redis differ
+	EqualTimestamps
+	faultCount
+)
+
+var faultNames = [faultCount]string{
+	"none", "kill active", "kill standby", "restart active", "restart all", "stop active", "stop standby", "stop all",
+	"stop at hand-over", "leave active", "leave standby", "maintenance", "maintenance on all", "force active to standby",
+	"force standby to active", "force all standby", "force all active", "redis refuses", "redis hangs", "redis errors",
+	"redis restarts empty", "redis slow", "redis replies lost", "announcements lost", "cut active from redis",
+	"cut standby from redis", "kafka outage", "kafka slow", "kafka fails written", "kafka fails unwritten", "kafka rejects",
+	"cut active from kafka", "cut standby from kafka", "cut router from active", "cut router from standby",
+	"cut router from all", "router restarts", "peer flaps", "slow session", "session twice", "burst", "sender full",
+	"standby full", "clock offset", "equal timestamps",
+}
+
+func (f Fault) String() string { return faultNames[f] }
+
+// Faults returns all faults.
+func Faults() []Fault {
+	var all []Fault
+	for f := noFault + 1; f < faultCount; f++ {
+		all = append(all, f)
+	}
+	return all
+}
+
+// observed faults are what others lead to.
+func (f Fault) observed() bool {
+	return f == SenderFull || f == StandbyFull || f == ClockOffset
+}
+
+// late faults count when they take effect.
+func (f Fault) late() bool {
+	return f.observed() || f == StopAtHandOver || f == KafkaFailsWritten || f == KafkaFailsUnwritten ||
+		f == KafkaRejects || f == AnnouncementsLost || f == EqualTimestamps
+}
+
+// A Defect is a mistake built into the shell, to see that it is found.
+type Defect int
+
+const (
+	Sound           Defect = iota
+	LiveBeforeHeld         // on taking over, what is new goes out before what was held
+	PopsOnFailure          // what failed counts as sent
+	IgnoresLease           // hands over without looking at the lease
+	WindowOnly             // a standby forgets by age, whatever the sender has sent
+	StandbyWaits           // a full standby makes the router wait
+	ErrorsMeanAlone        // an error of Redis is taken for an empty list
+)
+
+func (d Defect) String() string {
+	return [...]string{"sound", "live before held", "pops on failure", "ignores the lease", "window only",
+		"standby waits", "errors mean alone"}[d]
+}
+
+func (w *world) drawFaults() {
+	from := w.opt.Only
+	if from == nil {
+		for _, f := range Faults() {
+			if !f.observed() {
+				from = append(from, f)
+			}
+		}
+	}
+	n := w.opt.Count
+	if n == 0 {
+		switch {
+		case w.chance(0.03):
+			n = -1
+		case w.chance(0.3):
+			n = 1
+		default:
+			n = 2 + w.rng.IntN(9)
+		}
+	}
+	for range max(n, 0) {
+		f := from[w.rng.IntN(len(from))]
+		w.faults = append(w.faults, f)
+		at := w.between(4*sec, w.endAt)
+		if f == EqualTimestamps {
+			w.redis.coarse = true
+			w.after(3*sec, func() { w.redis.coarse = false })
+			continue
+		}
+		w.after(at, func() { w.apply(f) })
+	}
+}
+
+// heal ends all faults.
+func (w *world) heal() {
+	w.tracef("faults end")
+	rd, k := w.redis, w.kafka
+	rd.slow, rd.lose, rd.silent, rd.coarse = 0, 0, false, false
+	rd.set(redisFine)
+	k.down, k.slow, k.reject = false, 0, false
+	for _, nd := range w.nodes {
+		nd.cutRedis, nd.cutKafka, nd.failNext = false, false, 0
+		nd.cutRouters, nd.slow = [8]bool{}, [8]int64{}
+		if p := nd.proc; p != nil {
+			p.stopAtHand = 0
+			p.resume()
+			p.force(election.Auto)
+		}
+		w.after(w.between(0, sec), nd.start)
+	}
+}
+
+func (p *proc) force(m election.Mode) {
+	p.do(0, func() {
+		p.el.Force(p.local(), m)
+		p.turn()
+	})
+}
+
+// pick returns a running process that is active, or one that is not.
+func (w *world) pick(active bool) *proc {
+	var fit, any []*proc
+	for _, nd := range w.nodes {
+		if p := nd.proc; p != nil && !p.paused {
+			if role, _, _ := p.el.Role(); (role == election.Active) == active {
+				fit = append(fit, p)
+			}
+			any = append(any, p)
+		}
+	}
+	switch {
+	case len(fit) > 0:
+		return fit[w.rng.IntN(len(fit))]
+	case len(any) > 0 && len(w.faults) != 1:
+		return any[w.rng.IntN(len(any))]
+	}
+	return nil
+}
+
+func (w *world) again(nd *node, d int64) { w.after(d, nd.start) }
+
+func (w *world) duration() int64 {
+	if w.chance(0.5) {
+		return w.between(100*ms, 3*sec)
+	}
+	return w.between(3*sec, 30*sec)
+}
+
+// apply makes a fault happen.
+func (w *world) apply(f Fault) {
+	if w.now >= w.endAt {
+		return
+	}
+	d := w.duration()
+	rd, k := w.redis, w.kafka
+	r := w.routers[w.rng.IntN(len(w.routers))]
+	w.res.Faults++
+	if !f.late() {
+		w.fire(f)
+	}
+	w.tracef("FAULT %s (%.2f s)", f, float64(d)/1e6)
+	on := func(active bool, do func(p *proc)) {
+		if p := w.pick(active); p != nil {
+			do(p)
+		}
+	}
+	kill := func(p *proc) {
+		p.kill()
+		w.again(p.node, d)
+	}
+	switch f {
+	case KillActive:
+		on(true, kill)
+	case KillStandby:
+		on(false, kill)
+	case RestartActive:
+		on(true, func(p *proc) {
+			p.kill()
+			w.again(p.node, w.between(0, w.expiry))
+		})
+	case RestartAll:
+		for _, nd := range w.nodes {
+			if nd.proc != nil {
+				nd.proc.kill()
+			}
+			w.again(nd, w.between(0, sec))
+		}
+	case StopActive:
+		on(true, func(p *proc) { p.pause(d) })
+	case StopStandby:
+		on(false, func(p *proc) { p.pause(d) })
+	case StopAll:
+		for _, nd := range w.nodes {
+			if nd.proc != nil {
+				nd.proc.pause(d + w.between(0, 100*ms))
+			}
+		}
+	case StopAtHandOver:
+		on(true, func(p *proc) { p.stopAtHand = d })
+	case LeaveActive, LeaveStandby:
+		on(f == LeaveActive, func(p *proc) {
+			p.do(0, p.stop)
+			var again func()
+			again = func() {
+				if p.node.proc == p {
+					w.after(500*ms, again)
+					return
+				}
+				p.node.start()
+			}
+			w.after(d, again)
+		})
+	case Maintenance:
+		on(true, func(p *proc) { p.renew() })
+	case MaintenanceAll:
+		for _, nd := range w.nodes {
+			if nd.proc != nil {
+				nd.proc.renew()
+			}
+		}
+	case ForceStandbyActive, ForceActiveStandby:
+		m := election.ForceStandby
+		if f == ForceActiveStandby {
+			m = election.ForceActive
+		}
+		on(f == ForceStandbyActive, func(p *proc) {
+			p.force(m)
+			w.after(d, func() { p.force(election.Auto) })
+		})
+	case ForceAllStandby, ForceAllActive:
+		m := election.ForceStandby
+		if f == ForceAllActive {
+			m = election.ForceActive
+		}
+		d = min(d, 10*sec)
+		for _, nd := range w.nodes {
+			if p := nd.proc; p != nil {
+				p.force(m)
+				w.after(d, func() { p.force(election.Auto) })
+			}
+		}
+	case RedisRefuses, RedisHangs, RedisErrors:
+		rd.set(redisRefuses + redisMode(f-RedisRefuses))
+		w.after(d, func() { rd.set(redisFine) })
+	case RedisRestartsEmpty:
+		rd.restart()
+		rd.set(redisRefuses)
+		w.after(w.between(0, d), func() { rd.set(redisFine) })
+	case RedisSlow:
+		rd.slow = w.between(w.deadline/20, w.deadline/2)
+		w.after(d, func() { rd.slow = 0 })
+	case RedisRepliesLost:
+		rd.lose = 0.1 + 0.5*w.rng.Float64()
+		w.after(d, func() { rd.lose = 0 })
+	case AnnouncementsLost:
+		rd.silent = true
+		w.after(2*d+20*sec, func() { rd.silent = false })
+	case CutActiveFromRedis, CutStandbyFromRedis:
+		on(f == CutActiveFromRedis, func(p *proc) {
+			p.node.cutRedis = true
+			w.after(d, func() { p.node.cutRedis = false })
+		})
+	case KafkaOutage:
+		k.down = true
+		w.after(d, func() { k.down = false })
+	case KafkaSlow:
+		k.slow = w.between(10*ms, 500*ms)
+		w.after(d, func() { k.slow = 0 })
+	case KafkaFailsWritten, KafkaFailsUnwritten:
+		on(true, func(p *proc) { p.node.failNext = f })
+	case KafkaRejects:
+		k.reject = true
+		w.after(d, func() { k.reject = false })
+	case CutActiveFromKafka, CutStandbyFromKafka:
+		on(f == CutActiveFromKafka, func(p *proc) {
+			p.node.cutKafka = true
+			w.after(d, func() { p.node.cutKafka = false })
+		})
+	case CutRouterFromActive, CutRouterFromStandby:
+		on(f == CutRouterFromActive, func(p *proc) { w.cutRouter(r, p.node, d) })
+	case CutRouterFromAll:
+		for _, nd := range w.nodes {
+			w.cutRouter(r, nd, w.between(d/2, d))
+		}
+	case RouterRestarts:
+		if !r.down {
+			r.restart(d)
+		}
+	case PeerFlaps:
+		if p := byte(w.rng.IntN(r.peers)); r.up[p] != 0 && !r.down {
+			r.peerDown(p)
+		}
+	case SlowSession:
+		nd := w.nodes[w.rng.IntN(len(w.nodes))]
+		// A few messages in flight at this rate stay below the margin.
+		slow := w.between(5*ms, 40*ms)
+		if w.opt.Lag {
+			slow = w.between(200*ms, 800*ms)
+			d = 30 * sec
+		}
+		nd.slow[r.id] = slow
+		w.after(d, func() { nd.slow[r.id] = 0 })
+	case SessionTwice:
+		on(w.chance(0.5), func(p *proc) {
+			s := r.sessions[p.node.id]
+			if s == nil || s.host == nil || p.stopping {
+				return
+			}
+			s.open = false
+			r.sessions[p.node.id] = nil
+			r.connect(p.node.id)
+		})
+	case Burst:
+		var burst func(n int)
+		burst = func(n int) {
+			for range min(n, 10) {
+				if peer := byte(w.rng.IntN(r.peers)); r.up[peer] != 0 && !r.down {
+					r.route(peer, uint16(w.rng.IntN(r.prefixes)), false)
+				}
+			}
+			if n > 10 {
+				w.after(ms, func() { burst(n - 10) })
+			}
+		}
+		burst(int(w.between(100, 3000)))
+	}
+}
+
+func (p *proc) renew() {
+	p.do(0, func() {
+		p.el.Renew(p.local())
+		p.turn()
+	})
+}
+
+func (w *world) cutRouter(r *router, nd *node, d int64) {
+	nd.cutRouters[r.id] = true
+	r.cut(nd.id)
+	w.after(d, func() { nd.cutRouters[r.id] = false })
+}

@@ -1,0 +1,136 @@
+package sim
+
+import (
+	"fmt"
+
+	"github.com/bmpha/bmpha/pkg/election"
+)
+
+// checkAtRest checks what must hold at the end.
+func (w *world) checkAtRest() {
+	w.checkLiveness()
+	for i, r := range w.routers {
+		w.checkLoss(r, w.kafka.parts[i])
+	}
+	for _, p := range w.procs {
+		for _, st := range p.streams {
+			w.res.Received += st.received
+		}
+	}
+}
+
+func (w *world) checkLiveness() {
+	active := 0
+	for _, nd := range w.nodes {
+		if nd.proc == nil {
+			w.violate("I6: no collector runs on %s", nd.name)
+			return
+		}
+		if role, _, _ := nd.proc.el.Role(); role == election.Active {
+			active++
+		}
+	}
+	if active != 1 {
+		w.violate("I6: %d collectors are active at rest", active)
+	}
+	for _, r := range w.routers {
+		senders := 0
+		for _, nd := range w.nodes {
+			st := nd.proc.streams[r.id]
+			held, _, _ := st.gate.Held()
+			if st.gate.Wanted() {
+				senders++
+				if st.conn == nil {
+					w.violate("I6: %s is to send for router %d and does not hear it", nd.name, r.id)
+				}
+			}
+			if held > 0 || st.gate.Outstanding() > 0 {
+				w.violate("I6: %s holds %d entries of router %d at rest, %d records under way, wanted %v, %s",
+					nd.name, held, r.id, st.gate.Outstanding(), st.gate.Wanted(), st.gate.State())
+			}
+		}
+		if senders != 1 {
+			w.violate("I6: router %d has %d senders at rest", r.id, senders)
+		}
+	}
+}
+
+// excuse counts an excuse and reports whether there is one. Runs with a single
+// fault have none.
+func (w *world) excuse(r *router) (string, bool) {
+	if len(w.faults) <= 1 {
+		return "", false
+	}
+	for _, p := range w.procs {
+		if p.streams[r.id].gate.Counters().Dropped > 0 {
+			return "a full standby dropped", true
+		}
+	}
+	if r.lagged != "" && !w.opt.Lag {
+		return "the sender lagged by more than the margin", true
+	}
+	return "", false
+}
+
+// checkLoss checks I1 and I8.
+func (w *world) checkLoss(r *router, k *partition) {
+	fail := func(seam bool, format string, args ...any) {
+		why, ok := w.excuse(r)
+		if !ok && seam && len(w.faults) > 1 {
+			why, ok = "of two senders the one behind spoke last", true
+		}
+		if ok {
+			w.res.Excused[why]++
+			w.res.excuses = append(w.res.excuses, why+": "+fmt.Sprintf(format, args...))
+			w.tracef("excused (%s): "+format, append([]any{why}, args...)...)
+			return
+		}
+		w.violate(format, args...)
+	}
+	if !r.coalesce {
+		for v := 1; v < len(r.history); v++ {
+			h := &r.history[v]
+			if h.all && k.copies[uint32(v)] == 0 && w.keptBy(h) && !r.openedWithin(h.at, 30*sec) {
+				fail(false, "I1: change %d of router %d, said at %.4f s to all, never reached Kafka", v, r.id, float64(h.at)/1e6)
+				break
+			}
+		}
+	}
+	for pk, v := range r.lastWords() {
+		if k.newest[pk] < v {
+			fail(false, "I1: the last word about %x of router %d, %d, never reached Kafka, the newest there is %d", pk, r.id, v, k.newest[pk])
+			return
+		}
+	}
+	for pk, v := range r.table {
+		if c, ok := k.table[pk]; !ok || c.version != v {
+			fail(true, "I8: %x of router %d is %d in the router and %d in the consumer's table", pk, r.id, v, c.version)
+			return
+		}
+	}
+	for pk, c := range k.table {
+		if r.table[pk] == 0 {
+			fail(true, "I8: %x of router %d is withdrawn and %d in the consumer's table", pk, r.id, c.version)
+			return
+		}
+	}
+}
+
+// keptBy reports whether a collector that received it runs to the end.
+func (w *world) keptBy(h *said) bool {
+	for _, p := range h.by {
+		if !p.dead {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *router) openedWithin(at, d int64) bool {
+	for _, o := range r.opens {
+		if o > at && o <= at+d {
+			return true
+		}
+	}
+	return false
+}
