@@ -38,7 +38,6 @@ type referenceSink struct {
 	dead    []referenceDead
 	stats   Stats
 	probing bool
-	failed  int // rebuilds in a row without a record acknowledged
 }
 
 // The producers, as in kafkaSink: shim.h says why there are three.

@@ -1,0 +1,107 @@
+package sink
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestCheckProperties(t *testing.T) {
+	for _, c := range []struct {
+		name, value string
+		want        string // in the error; empty: taken
+	}{
+		{"acks", "all", ""},
+		{"acks", "-1", ""},
+		{"acks", "1", "acks must be all or -1: a record counts as arrived"},
+		{"request.required.acks", "0", "in-sync replica"},
+		{"enable.idempotence", "true", ""},
+		{"enable.idempotence", "false", "twice or out of order"},
+		{"message.timeout.ms", "0", ""},
+		{"message.timeout.ms", "300000", "never be given up"},
+		{"delivery.timeout.ms", "120000", "never be given up"},
+		{"retries", "3", "never be given up"},
+		{"message.send.max.retries", "0", "never be given up"},
+		{"max.in.flight", "5", ""},
+		{"max.in.flight", "6", "max.in.flight"},
+		{"max.in.flight.requests.per.connection", "1000000", "max.in.flight.requests.per.connection"},
+		{"queuing.strategy", "lifo", "order"},
+		{"delivery.report.only.error", "true", "arrived"},
+		{"enable.gapless.guarantee", "true", "every router"},
+		{"transactional.id", "x", "transactions"},
+		{"bootstrap.servers", "x:1", "own configuration"},
+		{"test.mock.num.brokers", "3", "does not exist"},
+		{"dr_msg_cb", "x", "bmpha itself"},
+		{"go.batch.producer", "true", "Go client"},
+		{"compression.type", "lz4", ""},
+		{"compression.type", "nonsense", "compression.type"},
+		{"partitioner", "murmur2_random", ""},
+		{"linger.ms", "50", ""},
+		{"no.such.property", "1", "no.such.property"},
+		{"socket.timeout.ms", "soon", "socket.timeout.ms"},
+		{"message.max.bytes", "2000000", ""},
+	} {
+		err := CheckProperties(map[string]string{"client.id": "me", c.name: c.value})
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s=%s: %v", c.name, c.value, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.name)):
+			t.Errorf("%s=%s: %v, want something on %q", c.name, c.value, err, c.want)
+		}
+		if c.want != "" {
+			if _, err := NewKafka(Options{Brokers: []string{"127.0.0.1:1"}, Properties: map[string]string{c.name: c.value}}); err == nil {
+				t.Errorf("%s=%s: a sink was made", c.name, c.value)
+			}
+		}
+	}
+}
+
+func TestProperties(t *testing.T) {
+	o := Options{
+		Brokers: []string{"a:1", "b:2"}, Linger: 20 * time.Millisecond,
+		TLS:        TLS{Enable: true, CAFile: "/ca", CertFile: "/cert", KeyFile: "/key", KeyPassword: "s1", SkipVerify: true},
+		SASL:       SASL{Mechanism: "SCRAM-SHA-512", Username: "u", Password: "s2"},
+		Properties: map[string]string{"compression.type": "zstd", "acks": "-1", "client.id": "me"},
+	}
+	got, err := o.properties()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"bootstrap.servers": "a:1,b:2", "linger.ms": "20", "security.protocol": "sasl_ssl", "client.id": "me",
+		"ssl.ca.location": "/ca", "ssl.certificate.location": "/cert", "ssl.key.location": "/key", "ssl.key.password": "s1",
+		"enable.ssl.certificate.verification": "false", "sasl.mechanisms": "SCRAM-SHA-512", "sasl.username": "u",
+		"sasl.password": "s2", "compression.type": "zstd", "acks": "all", "enable.idempotence": "true", "message.timeout.ms": "0",
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %q, want %q", name, got[name], want)
+		}
+	}
+	for _, o := range []Options{
+		{},
+		{Brokers: []string{"a"}, Window: -1},
+		{Brokers: []string{"a"}, Linger: time.Second, Properties: map[string]string{"linger.ms": "1"}},
+		{Brokers: []string{"a"}, TLS: TLS{Enable: true}, Properties: map[string]string{"security.protocol": "plaintext"}},
+	} {
+		if _, err := o.properties(); err == nil {
+			t.Errorf("%+v is taken", o)
+		}
+	}
+}
+
+// What librdkafka says of a property does not show a secret one.
+func TestSecretsInErrors(t *testing.T) {
+	for _, m := range makers {
+		_, err := m.make(Options{
+			Brokers: []string{"127.0.0.1:1"},
+			TLS:     TLS{Enable: true, KeyFile: "/does/not/exist/hunter2", KeyPassword: "hunter2"},
+		})
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", m.name, err)
+		}
+	}
+	err := CheckProperties(map[string]string{"ssl.keystore.password": "hunter2", "ssl.key.pem": "hunter2", "acks": "hunter2"})
+	if err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Error(err)
+	}
+}
