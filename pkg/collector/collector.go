@@ -79,6 +79,10 @@ type Options struct {
 	Log         *slog.Logger
 }
 
+// sinkPatience is how long, at the end, reports are waited for that stop did not
+// wait for. With StopTimeout it stays below the 30 s of the systemd unit.
+const sinkPatience = 5 * time.Second
+
 // A Collector is one running daemon. Make it with New, then Run.
 type Collector struct {
 	o        Options
@@ -176,7 +180,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	stopWork()
 	wg.Wait()
 	c.sessions.Wait()
-	return errors.Join(err, c.o.Sink.Close(c.o.StopTimeout), c.co.client.Close())
+	return errors.Join(err, c.o.Sink.Close(sinkPatience), c.co.client.Close())
 }
 
 // stop ends the service in the order that loses nothing.
