@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -49,6 +50,10 @@ func runCommand() *cli.Command {
 
 func runCollector(ctx context.Context, cfg *config.Config, stderr io.Writer) error {
 	log := newLogger(cfg.Log, stderr)
+	if os.Getenv("GOMEMLIMIT") == "" {
+		// A full hold must not make the heap twice as large.
+		debug.SetMemoryLimit(cfg.Hold.Memory + cfg.Hold.Memory/4 + 256<<20)
+	}
 	o, err := collectorOptions(cfg, log)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package collector
 import (
 	"encoding/binary"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -135,6 +136,7 @@ type routers struct {
 	mu         sync.RWMutex
 	byIdentity map[string]*router
 	byID       map[uint32]*router
+	list       []*router // in the order of identities; replaced, never changed
 	nextID     uint32
 }
 
@@ -149,16 +151,19 @@ func (t *routers) get(id uint32) *router {
 	return t.byID[id]
 }
 
-// all returns the routers in the order of their identities.
+// all returns the routers in the order of their identities. It must not be
+// changed.
 func (t *routers) all() []*router {
 	t.mu.RLock()
-	list := make([]*router, 0, len(t.byID))
-	for _, r := range t.byID {
-		list = append(list, r)
-	}
-	t.mu.RUnlock()
-	slices.SortFunc(list, func(a, b *router) int { return strings.Compare(a.identity, b.identity) })
-	return list
+	defer t.mu.RUnlock()
+	return t.list
+}
+
+// relist follows a change of the table. The caller holds mu.
+func (t *routers) relist() {
+	t.list = slices.SortedFunc(maps.Values(t.byID), func(a, b *router) int {
+		return strings.Compare(a.identity, b.identity)
+	})
 }
 
 // identify names the router that a session comes from: by alias, by sysName if
@@ -213,6 +218,7 @@ func (c *Collector) router(identity string, addr netip.Addr) *router {
 		OnError: func(session uint32, err error) { c.undecodable(r, session, err) },
 	}, r.held)
 	t.byIdentity[identity], t.byID[r.id] = r, r
+	t.relist()
 	return r
 }
 
@@ -224,6 +230,7 @@ func (c *Collector) forget(now int64) {
 			c.routers.mu.Lock()
 			delete(c.routers.byIdentity, r.identity)
 			delete(c.routers.byID, r.id)
+			c.routers.relist()
 			c.routers.mu.Unlock()
 			c.counts.dropped.Add(r.stream.Counters().Dropped)
 			r.forgotten = true
