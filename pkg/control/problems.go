@@ -101,7 +101,7 @@ func (d *diagnosis) process() {
 		d.add(Degraded, "name_taken", "another process is named %q too%s: this one stays out of the election", s.Process, other)
 	}
 	if s.Role == RoleStarting {
-		d.add(Degraded, "starting", "no election round yet%s: nothing is sent", because(s.Redis.LastError))
+		d.add(Degraded, "starting", "nothing is sent before the first election round")
 	}
 	switch s.Forced {
 	case RoleActive, RoleStandby:
@@ -128,7 +128,7 @@ func (d *diagnosis) sink() {
 		if s.DeadLetterFile != "" {
 			where = ", see " + s.DeadLetterFile
 		}
-		d.add(Notice, "dead_letters", "%s can never take %s set aside%s", name, plural(s.DeadLetters, "record"), where)
+		d.add(Notice, "dead_letters", "%s that %s can never take, set aside%s", plural(s.DeadLetters, "record"), name, where)
 	}
 }
 
@@ -152,10 +152,10 @@ func (d *diagnosis) redis() {
 
 func (d *diagnosis) members() {
 	s := d.s
-	if s.Redis.State != RedisOK || s.Role == RoleStarting {
-		return // who is alive is not known
+	if s.Redis.State != RedisOK || s.Role == RoleStarting || s.Shadowed {
+		return // who else is alive is not known, or this one is none of them
 	}
-	live, active, native, waiting := 0, 0, 0, 0
+	live, active, native := 0, 0, 0
 	var forcedActive, forcedStandby, gone []string
 	for i := range s.Members {
 		m := &s.Members[i]
@@ -163,12 +163,9 @@ func (d *diagnosis) members() {
 		if m.Self {
 			role, forced = s.Role, s.Forced
 		}
-		switch {
-		case m.Gone:
+		if m.Gone {
 			gone = append(gone, m.Name)
 			continue
-		case !m.Self && m.Name == s.Process:
-			continue // told by name_taken
 		}
 		live++
 		if m.Kind == KindNative {
@@ -185,8 +182,6 @@ func (d *diagnosis) members() {
 			if !m.Self {
 				d.add(Notice, "member_forced", "%s is forced to standby and will not take over", m.Name)
 			}
-		default:
-			waiting++
 		}
 	}
 	switch {
@@ -196,7 +191,7 @@ func (d *diagnosis) members() {
 		d.add(Degraded, "nobody_active", "no collector is active: nobody sends")
 	}
 	if len(forcedActive) > 1 {
-		d.add(Degraded, "two_forced_active", "%s are all forced active: records are repeated", list(forcedActive, 4))
+		d.add(Degraded, "two_forced_active", "forced active at the same time: %s; records are repeated", list(slices.Sorted(slices.Values(forcedActive)), 4))
 	}
 	for _, name := range gone {
 		d.add(Degraded, "member_gone", "%s no longer answers", name)
@@ -226,7 +221,7 @@ func (d *diagnosis) hold() {
 		}
 	}
 	if h.Paused > 0 {
-		d.add(Degraded, "routers_paused", "%s not read from until the hold has room", plural(h.Paused, "router"))
+		d.add(Degraded, "routers_paused", "no more is read from %s until the hold has room", plural(h.Paused, "router"))
 	}
 }
 
@@ -287,34 +282,34 @@ func (d *diagnosis) routers() {
 	if d.s.Uptime < routersGrace {
 		missing = Notice // they are still on their way
 	}
+	none := func(*Router) string { return "" }
 	d.router(missing, "router_lost", by[routerLost], "is heard by no collector any more", "are heard by no collector any more", func(r *Router) string {
 		if r.LastHeard.IsZero() {
-			return r.Identity
+			return ""
 		}
-		return r.Identity + " (last " + sinceWords(r.LastHeard, d.now) + " ago)"
+		return " (last " + sinceWords(r.LastHeard, d.now) + " ago)"
 	})
-	name := func(r *Router) string { return r.Identity }
-	d.router(missing, "router_never_heard", by[routerNever], "is configured and was never heard", "are configured and were never heard", name)
-	d.router(Degraded, "router_unsent", by[routerUnsent], "is heard and sent by nobody", "are heard and sent by nobody", name)
+	d.router(missing, "router_never_heard", by[routerNever], "is configured and was never heard", "are configured and were never heard", none)
+	d.router(Degraded, "router_unsent", by[routerUnsent], "is heard and sent by nobody", "are heard and sent by nobody", none)
 	d.router(missing, "router_elsewhere", by[routerElsewhere], "is heard only elsewhere", "are heard only elsewhere", func(r *Router) string {
-		return r.Identity + " (by " + list(r.HeardBy, 2) + ")"
+		return " (by " + list(r.HeardBy, 2) + ")"
 	})
-	d.router(Degraded, "router_opaque", by[routerOpaque], "sent what cannot be decoded and is only passed on", "sent what cannot be decoded and are only passed on", name)
+	d.router(Degraded, "router_opaque", by[routerOpaque], "sent what cannot be decoded and is only passed on", "sent what cannot be decoded and are only passed on", none)
 }
 
 // router adds one problem for all routers with the same condition.
-func (d *diagnosis) router(severity Severity, code string, routers []*Router, one, many string, name func(*Router) string) {
+func (d *diagnosis) router(severity Severity, code string, routers []*Router, one, many string, detail func(*Router) string) {
 	if len(routers) == 0 {
 		return
 	}
 	slices.SortFunc(routers, func(a, b *Router) int { return strings.Compare(a.Identity, b.Identity) })
+	if len(routers) == 1 {
+		d.add(severity, code, "router %s %s%s", routers[0].Identity, one, detail(routers[0]))
+		return
+	}
 	var names []string
 	for _, r := range routers {
-		names = append(names, name(r))
-	}
-	if len(routers) == 1 {
-		d.add(severity, code, "router %s %s", names[0], one)
-		return
+		names = append(names, r.Identity+detail(r))
 	}
 	d.add(severity, code, "%s %s: %s", plural(len(routers), "router"), many, list(names, listedRouters))
 }

@@ -57,7 +57,7 @@ func Render(w io.Writer, s *Status, opts RenderOptions) error {
 	tail.parts(s, opts.Now)
 	room := math.MaxInt
 	if opts.Height >= 0 {
-		room = cmp.Or(opts.Height, 24) - len(c.lines) - len(tail.lines) - 2
+		room = cmp.Or(opts.Height, 24) - len(c.lines) - len(tail.lines) - 1
 	}
 	c.routers(s, opts.Now, room)
 	c.lines = append(c.lines, tail.lines...)
@@ -67,7 +67,7 @@ func Render(w io.Writer, s *Status, opts RenderOptions) error {
 // RenderCluster draws what Redis alone shows of a cluster.
 func RenderCluster(w io.Writer, v *ClusterView, opts RenderOptions) error {
 	c := newCanvas(opts)
-	where := fmt.Sprintf("cluster %s/%d, as Redis at %s has it", clean(v.Cluster.Name), v.Cluster.ID, clean(v.Redis))
+	where := fmt.Sprintf("in cluster %s/%d, says Redis at %s", clean(v.Cluster.Name), v.Cluster.ID, clean(v.Redis))
 	n := v.count()
 	var active []string
 	for i := range v.Members {
@@ -77,15 +77,15 @@ func RenderCluster(w io.Writer, v *ClusterView, opts RenderOptions) error {
 	}
 	switch {
 	case n.active == 1:
-		c.paragraph(c.paint(green, "ACTIVE"), fmt.Sprintf("is %s in %s", active[0], where))
+		c.paragraph(c.paint(green, "ACTIVE"), active[0]+" "+where)
 	case n.active > 1:
-		c.paragraph(c.paint(red, fmt.Sprintf("%d ACTIVE", n.active)), fmt.Sprintf("members in %s: %s", where, list(active, 4)))
+		c.paragraph(c.paint(red, fmt.Sprintf("%d ACTIVE", n.active)), list(active, 4)+" "+where)
 	case n.live == 0:
-		c.paragraph(c.paint(red, "EMPTY"), "is "+where)
+		c.paragraph(c.paint(red, "NO MEMBERS"), where)
 	case n.native > 0:
-		c.paragraph(c.paint(yellow, "NATIVE"), fmt.Sprintf("members do not tell their role in %s; the smallest timestamp is active", where))
+		c.paragraph(c.paint(yellow, "NATIVE"), "members do not tell their role: the smallest timestamp is active "+where)
 	default:
-		c.paragraph(c.paint(red, "NOBODY ACTIVE"), "in "+where)
+		c.paragraph(c.paint(red, "NOBODY ACTIVE"), where)
 	}
 	c.members(v.Members, "")
 	return c.flush(w)
@@ -97,7 +97,7 @@ func Line(s *Status, now time.Time) string {
 	problems := Problems(s, now)
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s %s/%s/%d for %s: %s", now.UTC().Format(time.RFC3339), title(s, degraded(problems)),
-		clean(s.Process), clean(s.Cluster.Name), s.Cluster.ID, sinceWords(s.Since, now), clean(s.Reason))
+		clean(s.Process), clean(s.Cluster.Name), s.Cluster.ID, sinceWords(s.Since, now), clean(cmp.Or(s.Reason, "no reason given")))
 	fmt.Fprintf(&b, "; %s, held %s, in flight %s, acknowledged %s", plural(len(s.Routers), "router"),
 		mebibytes(s.Hold.Bytes), count(s.Sink.InFlight), count(s.Sink.Acknowledged))
 	for _, p := range problems {
@@ -242,7 +242,7 @@ func (c *canvas) members(members []Member, process string) {
 	sorted := slices.SortedFunc(slices.Values(members), func(a, b Member) int {
 		return cmp.Or(cmp.Compare(memberRank(&a), memberRank(&b)), cmp.Compare(a.Timestamp, b.Timestamp), strings.Compare(a.Name, b.Name))
 	})
-	t := table{columns: []column{{head: "member", limit: 28}, {head: "role"}, {head: "timestamp"}, {head: "heartbeat", right: true}, {head: "routers", right: true}, {head: "sends", right: true}}}
+	t := table{columns: []column{{head: "member", limit: 28}, {head: "role", limit: 20}, {head: "timestamp"}, {head: "heartbeat", right: true}, {head: "routers", right: true}, {head: "sends", right: true}}}
 	for i := range sorted {
 		m := &sorted[i]
 		if i == shownMembers && len(sorted) > shownMembers+1 {
@@ -384,13 +384,13 @@ func (c *canvas) parts(s *Status, now time.Time) {
 	h := &s.Hold
 	hold := plural(h.Messages, "message") + ", " + mebibytes(h.Bytes)
 	if h.Limit > 0 {
-		hold += fmt.Sprintf(" of %s (%.0f %%)", mebibytes(h.Limit), 100*float64(h.Bytes)/float64(h.Limit))
+		hold = fmt.Sprintf("%s of %s (%.0f %%)", strings.TrimSuffix(hold, " MiB"), mebibytes(h.Limit), 100*float64(h.Bytes)/float64(h.Limit))
 	}
 	if h.Messages > 0 {
 		hold += ", oldest " + span(h.OldestAge)
 	}
 	if h.LowWater > 0 {
-		hold += ", low-water mark " + span(h.LowWaterLag) + " behind"
+		hold += ", low-water " + span(h.LowWaterLag)
 	} else if s.Role == RoleStandby {
 		hold += ", no low-water mark"
 	}
@@ -400,19 +400,17 @@ func (c *canvas) parts(s *Status, now time.Time) {
 	c.labelled("hold", hold)
 
 	k := &s.Sink
-	state := "connected"
+	sink := "connected"
 	if !k.Connected {
-		state = "NOT CONNECTED"
+		sink = "NOT CONNECTED"
 	}
-	sink := fmt.Sprintf("%s %s, %s acknowledged, %s in flight", clean(k.Target), state, count(k.Acknowledged), count(k.InFlight))
-	if k.Window > 0 {
-		sink += " of " + count(k.Window)
-	}
-	sink += ", " + count(k.Failed) + " failed"
+	sink += fmt.Sprintf(", %s in flight, %s acknowledged, %s failed", count(k.InFlight), count(k.Acknowledged), count(k.Failed))
 	if k.DeadLetters > 0 {
 		sink += ", " + plural(k.DeadLetters, "dead letter")
 	}
-	if k.LastError != "" {
+	sink += "; " + clean(k.Target)
+	// A young error is among the problems.
+	if k.LastError != "" && k.Connected && now.Sub(k.LastErrorAt) >= recently {
 		sink += fmt.Sprintf("; last error %s ago: %s", sinceWords(k.LastErrorAt, now), clean(k.LastError))
 	}
 	c.labelled(strings.ToLower(s.sinkName()), sink)
@@ -436,7 +434,7 @@ func (c *canvas) parts(s *Status, now time.Time) {
 		if t.From != "" {
 			from = " from " + t.From
 		}
-		c.labelled("takeover", clean(fmt.Sprintf("%s ago%s in %s: %s; %s replayed", sinceWords(t.At, now), from, span(t.Duration), t.Reason, plural(t.Replayed, "record"))))
+		c.labelled("takeover", clean(fmt.Sprintf("%s ago%s in %s, %s replayed: %s", sinceWords(t.At, now), from, span(t.Duration), plural(t.Replayed, "record"), t.Reason)))
 	} else {
 		c.labelled("takeover", "none since the start")
 	}
@@ -462,7 +460,7 @@ func (t *table) add(color string, cells ...string) {
 	t.colors = append(t.colors, color)
 }
 
-// table writes t. When it is too wide, columns with a limit give way, the last
+// table writes t. When it is too wide, columns with a limit give way, the widest
 // first.
 func (c *canvas) table(t *table) {
 	widths := make([]int, len(t.columns))
@@ -477,12 +475,17 @@ func (c *canvas) table(t *table) {
 		}
 		sum += widths[i]
 	}
-	for i := len(widths) - 1; i >= 0 && sum > c.width; i-- {
-		if col := t.columns[i]; col.limit > 0 {
-			cut := min(sum-c.width, widths[i]-min(widths[i], max(8, utf8.RuneCountInString(col.head))))
-			widths[i] -= cut
-			sum -= cut
+	for ; sum > c.width; sum-- {
+		widest, most := -1, 0
+		for i, col := range t.columns {
+			if col.limit > 0 && widths[i] > max(8, utf8.RuneCountInString(col.head), most) {
+				widest, most = i, widths[i]
+			}
 		}
+		if widest < 0 {
+			break
+		}
+		widths[widest]--
 	}
 	row := func(cells []string) string {
 		var b strings.Builder

@@ -1,0 +1,253 @@
+package control
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// golden compares got with testdata/name.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v (run the test with -update to write it)", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}
+
+// at is the moment of all documents in tests.
+var at = time.Date(2026, 11, 21, 3, 4, 5, 0, time.UTC)
+
+func ago(d time.Duration) time.Time { return at.Add(-d) }
+
+func micro(t time.Time) uint64 { return uint64(t.UnixMicro()) }
+
+// active is a healthy active collector with a healthy standby and two routers.
+func active() *Status {
+	return &Status{
+		Version: StatusVersion, At: at,
+		Program: Program{Version: "0.1.0", Revision: "0123abcd", Go: "go1.26.0"},
+		Process: "bmp-a", Instance: "00000000000000a1", Host: "mon1", PID: 4242, Started: ago(76 * time.Hour), Uptime: Seconds((76 * time.Hour).Seconds()),
+		Cluster: Cluster{Name: "core", ID: 2},
+		Role:    RoleActive, Reason: "oldest of 2 members", Since: ago(3*time.Hour + 12*time.Minute), Token: 7,
+		RoleChanges: map[string]uint64{"active": 2, "standby": 1},
+		Members: []Member{
+			{
+				Name: "bmp-b", Instance: "00000000000000b2", Kind: KindBMPHA, Role: RoleStandby, Reason: "bmp-a is older",
+				Timestamp: micro(ago(time.Hour)), HeartbeatAge: 0.71, Since: ago(time.Hour), Token: 7, RoutersHeard: 2, Version: "0.1.0", Host: "mon2", PID: 99,
+			},
+			{
+				Name: "bmp-a", Instance: "00000000000000a1", Kind: KindBMPHA, Self: true, Role: RoleActive, Reason: "oldest of 2 members",
+				Timestamp: micro(ago(76 * time.Hour)), HeartbeatAge: 0.32, Since: ago(3*time.Hour + 12*time.Minute), Token: 7, RoutersHeard: 2, RoutersSent: 2, Version: "0.1.0", Host: "mon1", PID: 4242,
+			},
+		},
+		Routers: []Router{
+			{
+				Identity: "192.0.2.1", Address: "192.0.2.1", SysName: "pe1.zrh", SysDescr: "Router OS 7.1",
+				Session: &Session{ID: 1, Port: 34567, Since: ago(70 * time.Hour)}, Sessions: 3, Messages: 12_345_678, Bytes: 1_234_567_890,
+				LastHeard: ago(200 * time.Millisecond), PeersUp: 48, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
+				Behind: Backlog{Messages: 812, Bytes: 98_000, OldestAge: 0.021}, Held: Backlog{Messages: 830, Bytes: 99_000, OldestAge: 0.024},
+				LowWater: int64(micro(ago(30 * time.Millisecond))), Acknowledged: 12_344_866, Replayed: 17, Records: 40_000_000, DecodeErrors: 3,
+				Freed: map[string]uint64{"mark": 5}, Dropped: map[string]uint64{"full": 0},
+			},
+			{
+				Identity: "2001:db8::2", Address: "2001:db8::2", SysName: "pe2.bsl",
+				Session: &Session{ID: 2, Port: 45678, Since: ago(70 * time.Hour)}, Sessions: 1, Messages: 4_321, Bytes: 567_890,
+				LastHeard: ago(4 * time.Minute), PeersUp: 2, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
+				LowWater: int64(micro(ago(20 * time.Millisecond))), Acknowledged: 4_321, Records: 9_000,
+			},
+		},
+		Hold: Hold{
+			Backlog: Backlog{Messages: 830, Bytes: 12 << 20, OldestAge: 0.024}, Limit: 1 << 30,
+			LowWater: int64(micro(ago(30 * time.Millisecond))), LowWaterLag: 0.03, Dropped: map[string]uint64{"full": 0},
+		},
+		Sink: Sink{
+			Kind: "kafka", Target: "kafka1:9092,kafka2:9092 topic bmp", Connected: true, InFlight: 812, Window: 5_000,
+			Handed: 40_009_812, Acknowledged: 40_009_000, Bytes: 25_000_000_000,
+		},
+		Redis: Redis{
+			Address: "redis:6379", State: RedisOK, LastOKAge: 0.32, RoundTrip: 0.0004, Heartbeat: 1, Expiry: 2,
+			Rounds: 273_600, Failures: 0,
+		},
+		Sessions: Sessions{Now: 2, Max: 1000, Accepted: 4, Refused: map[string]uint64{"limit": 0, "not_allowed": 0}, Closed: map[string]uint64{"router": 2}},
+		LastTakeover: &Takeover{
+			At: ago(3*time.Hour + 12*time.Minute), From: "bmp-b", To: "bmp-a", Reason: "bmp-b no longer answers", Duration: 1.31, Replayed: 1_204, Token: 7,
+		},
+		Messages:     map[string]uint64{"route_monitoring": 12_349_000, "peer_up": 50, "statistics_report": 900},
+		MessageBytes: 1_235_135_780,
+		LeftOut:      map[string]uint64{"malformed": 3},
+	}
+}
+
+// standby is the other one.
+func standby() *Status {
+	s := active()
+	s.Process, s.Instance, s.Host, s.PID = "bmp-b", "00000000000000b2", "mon2", 99
+	s.Uptime, s.Started = Seconds(time.Hour.Seconds()), ago(time.Hour)
+	s.Role, s.Reason, s.Since = RoleStandby, "bmp-a is older", ago(time.Hour)
+	s.Members[0].Self, s.Members[1].Self = true, false
+	s.LastTakeover = nil
+	for i := range s.Routers {
+		r := &s.Routers[i]
+		r.Sending, r.Behind = false, Backlog{}
+		r.Held = Backlog{Messages: 2_400, Bytes: 310_000, OldestAge: 1.2}
+	}
+	s.Hold.Messages, s.Hold.OldestAge, s.Hold.LowWaterLag = 4_800, 1.2, 0.21
+	s.Sink.InFlight, s.Sink.Handed, s.Sink.Acknowledged = 0, 0, 0
+	return s
+}
+
+// alone removes the other member.
+func alone(s *Status) *Status {
+	s.Members = s.Members[1:]
+	s.Reason = "no other member"
+	for i := range s.Routers {
+		s.Routers[i].HeardBy = []string{"bmp-a"}
+	}
+	return s
+}
+
+type scenario struct {
+	name   string
+	status *Status
+	codes  []string // of the problems, in order
+	exit   int
+}
+
+// scenarios are what an operator may find at three in the morning.
+func scenarios() []scenario {
+	with := func(s *Status, change func(*Status)) *Status {
+		change(s)
+		return s
+	}
+	return []scenario{
+		{"active", active(), nil, ExitActive},
+		{"standby", standby(), nil, ExitStandby},
+		{"alone", alone(active()), []string{"alone"}, ExitActive},
+		{"alone-of-three", with(alone(active()), func(s *Status) { s.Cluster.Expected = 3 }), []string{"members_missing"}, ExitDegraded},
+		{"partner-gone", with(active(), func(s *Status) {
+			s.Members[0].Gone, s.Members[0].HeartbeatAge = true, 14
+			s.Reason = "no other member"
+			for i := range s.Routers {
+				s.Routers[i].HeardBy = []string{"bmp-a"}
+			}
+		}), []string{"member_gone"}, ExitDegraded},
+		{"starting", with(active(), func(s *Status) {
+			s.Role, s.Reason, s.Since, s.Uptime, s.Started = RoleStarting, "", ago(400*time.Millisecond), 0.4, ago(400*time.Millisecond)
+			s.Members, s.Routers, s.LastTakeover = nil, nil, nil
+			s.Redis = Redis{Address: "redis:6379", State: RedisFailing, Failures: 1, LastError: "no answer in time", Heartbeat: 1, Expiry: 2}
+			s.Hold, s.Sink.InFlight, s.Sink.Handed, s.Sink.Acknowledged = Hold{Limit: 1 << 30}, 0, 0, 0
+		}), []string{"starting", "redis_failing"}, ExitDegraded},
+		{"redis-unreachable", with(active(), func(s *Status) {
+			s.Reason = "Redis unavailable: no answer in time"
+			s.Redis.State, s.Redis.LastOKAge, s.Redis.Failures, s.Redis.LastError = RedisUnreachable, 34.2, 136, "no answer in time"
+		}), []string{"redis_unreachable"}, ExitDegraded},
+		{"kafka-down", with(active(), func(s *Status) {
+			s.Sink.Connected, s.Sink.Stalled, s.Sink.InFlight = false, 34, 5_000
+			s.Sink.LastError, s.Sink.LastErrorAt = "kafka1:9092/bootstrap: Connect to ipv4#10.0.0.9:9092 failed: Connection refused", ago(2*time.Second)
+			s.Routers[0].Behind = Backlog{Messages: 68_000, Bytes: 9 << 20, OldestAge: 34.1}
+			s.Hold.Messages, s.Hold.OldestAge, s.Hold.LowWaterLag = 68_000, 34.1, 34.2
+		}), []string{"sink_stalled"}, ExitDegraded},
+		{"kafka-rejects-some", with(active(), func(s *Status) {
+			s.Sink.DeadLetters, s.Sink.DeadLetterFile = 3, "/var/lib/bmpha/dead-letters"
+			s.Sink.LastError, s.Sink.LastErrorAt = "Broker: Message size too large", ago(90*time.Second)
+		}), []string{"sink_error", "dead_letters"}, ExitActive},
+		{"router-elsewhere", with(active(), func(s *Status) {
+			r := &s.Routers[1]
+			r.Session, r.Sending, r.Sender, r.HeardBy, r.PeersUp = nil, false, "bmp-b", []string{"bmp-b"}, 0
+		}), []string{"router_elsewhere"}, ExitDegraded},
+		{"router-never-heard", with(active(), func(s *Status) {
+			s.Routers = append(s.Routers, Router{Identity: "pe9.gva", Address: "192.0.2.9"})
+		}), []string{"router_never_heard"}, ExitDegraded},
+		{"router-lost", with(active(), func(s *Status) {
+			r := &s.Routers[0]
+			r.Session, r.Sending, r.Sender, r.HeardBy, r.LastHeard = nil, false, "", nil, ago(7*time.Minute)
+			s.Routers[1].Sending, s.Routers[1].Sender = false, ""
+		}), []string{"router_lost", "router_unsent"}, ExitDegraded},
+		{"hold-filling", with(standby(), func(s *Status) { s.Hold.Bytes = 900 << 20 }), []string{"hold_filling"}, ExitStandby},
+		{"hold-full", with(active(), func(s *Status) {
+			s.Hold.Bytes, s.Hold.Paused = 1020<<20, 1
+			s.Routers[0].Paused = true
+			s.Hold.Dropped, s.Hold.LastDropAt = map[string]uint64{"full": 1_234_567, "other": 3}, ago(time.Minute)
+		}), []string{"hold_dropped", "hold_full", "routers_paused"}, ExitDegraded},
+		{"name-taken", with(standby(), func(s *Status) {
+			s.Process, s.Shadowed, s.Reason = "bmp-a", true, `another process is named "bmp-a"`
+			s.Members[0].Name, s.Members[0].Instance = "bmp-a", "00000000000000b2"
+			s.Members = s.Members[1:]
+		}), []string{"name_taken"}, ExitDegraded},
+		{"forced-active", with(active(), func(s *Status) {
+			s.Forced, s.Reason = RoleActive, "forced active"
+			s.Members[1].Forced, s.Members[1].Timestamp = RoleActive, 1_000_000_000_000_000
+		}), []string{"forced"}, ExitActive},
+		{"forced-standby", with(standby(), func(s *Status) {
+			s.Forced, s.Reason = RoleStandby, "forced standby"
+			s.Members[0].Forced, s.Members[0].Timestamp = RoleStandby, 1<<63-1
+		}), []string{"forced"}, ExitStandby},
+		{"all-forced-standby", with(standby(), func(s *Status) {
+			s.Forced, s.Reason = RoleStandby, "forced standby"
+			for i := range s.Members {
+				s.Members[i].Forced, s.Members[i].Role, s.Members[i].Timestamp = RoleStandby, RoleStandby, 1<<63-1
+			}
+			for i := range s.Routers {
+				s.Routers[i].Sender = ""
+			}
+		}), []string{"nobody_active", "router_unsent", "forced", "member_forced"}, ExitDegraded},
+		{"two-forced-active", with(active(), func(s *Status) {
+			s.Forced, s.Reason = RoleActive, "forced active"
+			for i := range s.Members {
+				s.Members[i].Forced, s.Members[i].Role, s.Members[i].Timestamp = RoleActive, RoleActive, 1_000_000_000_000_000
+			}
+		}), []string{"two_forced_active", "forced"}, ExitDegraded},
+		{"native-member", with(standby(), func(s *Status) {
+			s.Reason = "pmacct-1 is older"
+			s.Members[1] = Member{Name: "pmacct-1", Kind: KindNative, Timestamp: micro(ago(90 * 24 * time.Hour))}
+			s.Hold.LowWater, s.Hold.LowWaterLag = 0, 0
+			for i := range s.Routers {
+				s.Routers[i].Sender, s.Routers[i].HeardBy, s.Routers[i].LowWater = "pmacct-1", []string{"bmp-b"}, 0
+			}
+		}), nil, ExitStandby},
+		{"stands-still", with(active(), func(s *Status) {
+			s.Degraded = []string{"the main loop has not turned for 12 s"}
+			s.Sessions.Now, s.Sessions.Max = 2, 2
+		}), []string{"degraded", "sessions_full"}, ExitDegraded},
+		{"many-routers", with(active(), func(s *Status) {
+			for i := range 320 {
+				s.Routers = append(s.Routers, Router{
+					Identity: fmt.Sprintf("10.0.%d.%d", i/250, i%250), SysName: fmt.Sprintf("a-rather-long-name-%d.example.net", i),
+					Session: &Session{ID: uint32(3 + i), Port: 1024 + i, Since: ago(time.Hour)}, Sessions: 1, Messages: uint64(i) * 1000,
+					LastHeard: ago(time.Duration(i) * time.Second), PeersUp: i % 40, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
+				})
+			}
+			for _, i := range []int{17, 118, 219, 300} {
+				r := &s.Routers[i]
+				r.Session, r.Sending, r.Sender, r.HeardBy = nil, false, "bmp-b", []string{"bmp-b"}
+			}
+		}), []string{"router_elsewhere"}, ExitDegraded},
+		{"hostile-names", with(active(), func(s *Status) {
+			s.Routers[0].SysName = "\x1b]0;owned\a\x1b[2J\u202e"
+			s.Routers[1].SysName = "\xff\xfe very long name that goes on and on for columns"
+			s.Members[0].Name = "bmp\x1b[31mb"
+			s.Sink.LastError, s.Sink.LastErrorAt = "broken\r\n\x00pipe", ago(time.Second)
+			s.LastTakeover.Reason = "a\nb"
+		}), []string{"sink_error"}, ExitActive},
+	}
+}
