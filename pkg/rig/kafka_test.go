@@ -16,7 +16,7 @@ import (
 func eachKafka(t *testing.T, o KafkaOptions, test func(t *testing.T, k Kafka)) {
 	t.Run("real", func(t *testing.T) {
 		Require(t, KafkaPart)
-		k, err := StartKafkaServer(within(t, time.Minute), o)
+		k, err := StartKafkaServer(within(t, 3*time.Minute), o)
 		must(t, err)
 		defer k.Close()
 		test(t, k)
@@ -44,7 +44,7 @@ func produce(ctx context.Context, cl *kgo.Client, topic string, from, n int) err
 func TestKafkaLife(t *testing.T) {
 	o := KafkaOptions{Topics: map[string]int{"two": 2}, Config: map[string]string{"message.max.bytes": "20000"}}
 	eachKafka(t, o, func(t *testing.T, k Kafka) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 3*time.Minute)
 		must(t, k.CreateTopic(ctx, "one", 1))
 		must(t, k.CreateTopic(ctx, "one", 1)) // again is fine
 		c, err := Consume(ctx, k.Brokers(), "one")
@@ -116,7 +116,7 @@ func TestKafkaLife(t *testing.T) {
 
 func TestKafkaCredentials(t *testing.T) {
 	eachKafka(t, KafkaOptions{User: "bmpha", Password: "secret", AutoCreate: true}, func(t *testing.T, k Kafka) {
-		ctx := within(t, time.Minute)
+		ctx := within(t, 3*time.Minute)
 		for _, c := range []struct {
 			opt kgo.Opt
 			ok  bool
@@ -146,7 +146,7 @@ func TestKafkaCredentials(t *testing.T) {
 
 func TestKafkaPaths(t *testing.T) {
 	Require(t, KafkaPart)
-	ctx := within(t, time.Minute)
+	ctx := within(t, 3*time.Minute)
 	k, err := StartKafkaServer(ctx, KafkaOptions{Paths: 2, Topics: map[string]int{"t": 1}})
 	must(t, err)
 	defer k.Close()

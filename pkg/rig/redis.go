@@ -85,7 +85,7 @@ func (c *redisCommon) Client() *redis.Client {
 		Addr:       c.addr,
 		Username:   c.o.User,
 		Password:   c.o.Password,
-		MaxRetries: -1,
+		MaxRetries: -1, DialerRetries: 1,
 		// Without an answer within this the server counts as hanging.
 		DialTimeout: 2 * time.Second, ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second,
 	}
