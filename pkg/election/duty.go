@@ -70,9 +70,10 @@ func (e *Election) Duty(now int64, router string, hears, sends bool) Duty {
 		delete(e.waiting, router)
 		return d
 	}
-	d.Shared = e.sentByOther(router)
-	d.Send = sends || !d.Shared || e.mode == ForceActive || e.waited(now, router)
-	if !d.Shared {
+	other := e.sentByOther(router)
+	d.Shared = other || e.lastGood < e.settled
+	d.Send = sends || !other || e.mode == ForceActive || e.waited(now, router)
+	if !other {
 		delete(e.waiting, router)
 	}
 	return d

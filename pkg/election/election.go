@@ -120,7 +120,9 @@ type Election struct {
 	claimed   bool   // the token was claimed for the time as active that lasts
 
 	members  []Member // of the last good round
+	seen     int64    // when members was read
 	lastGood int64    // Sent of the last good round, 0 if none
+	settled  int64    // rounds sent before may miss members that Redis has lost
 	failures int      // failed rounds in a row
 	failing  string   // last error
 	lease    int64    // nothing is handed over from then on
@@ -231,12 +233,22 @@ func (e *Election) Done(now int64, r Round) {
 	if r.Sent < e.woke {
 		return
 	}
+	if _, unavailable := e.Unavailable(); unavailable {
+		// Timestamps have expired meanwhile. Whoever is alive tries once per
+		// Deadline and takes no longer than another to be there again.
+		e.settled = now + 2*e.cfg.Deadline
+	}
 	e.failures, e.failing = 0, ""
 	e.next = r.Sent + e.cfg.Heartbeat
 	e.shadowed = r.Shadowed
 	e.follow(now, r.Members)
-	e.members = slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone })
+	lost := e.lost(now, r.Members)
+	e.members = append(slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone }), lost...)
+	e.seen = now
 	e.lastGood = r.Sent
+	if r.Sent < e.settled {
+		e.next = min(e.next, max(now, e.settled))
+	}
 	for _, m := range e.members {
 		e.token = max(e.token, m.Token)
 		if m.TTL > 0 && !e.self(&m) { // look again when it would be gone
@@ -260,6 +272,22 @@ func (e *Election) Done(now int64, r Round) {
 		e.next = min(e.next, max(now, e.firstPut+e.cfg.Deadline))
 	}
 	e.decide(now)
+}
+
+// lost returns those of the known members that a round does not speak of at all,
+// neither as living nor as gone, although their timestamps cannot have expired:
+// Redis has forgotten them, as after a restart, and they will be back with their
+// next heartbeat. Nothing is taken over from them before their time.
+func (e *Election) lost(now int64, members []Member) (lost []Member) {
+	for _, m := range e.members {
+		m.TTL -= now - e.seen
+		if e.self(&m) || m.TTL <= 0 || m.Value == ForcedStandby ||
+			slices.ContainsFunc(members, func(o Member) bool { return o.Name == m.Name }) {
+			continue
+		}
+		lost = append(lost, m)
+	}
+	return lost
 }
 
 // takeTimestamp makes us the youngest member. No two members get the same.
@@ -322,6 +350,7 @@ func (e *Election) Force(now int64, m Mode) {
 // Leave makes us stop for good: nothing is owned from now on.
 func (e *Election) Leave(now int64) {
 	e.left = true
+	e.claim = false
 	e.become(now, Standby, "leaving")
 }
 
@@ -422,6 +451,9 @@ func (e *Election) decide(now int64) {
 		// on its way to writing it. It has a Deadline for that.
 	default:
 		claim = !e.claimed
+	}
+	if claim && !e.claim {
+		e.next = min(e.next, now) // nothing is sent before it is answered
 	}
 	e.claim = claim
 	if e.role == Active && !unavailable && e.lastGood != 0 {
