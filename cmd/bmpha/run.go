@@ -279,6 +279,6 @@ func clusterFromRedis(ctx context.Context, o cluster.Options, name string, id in
 	}
 	return control.ClusterView{
 		Version: control.StatusVersion, At: time.UnixMicro(v.RedisTime), Redis: o.Address,
-		Cluster: control.Cluster{Name: name, ID: id}, Members: collector.Members(v, "", 0, v.RedisTime),
+		Cluster: control.Cluster{Name: name, ID: id}, Members: collector.Members(v, "", 0),
 	}, nil
 }

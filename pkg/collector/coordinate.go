@@ -376,6 +376,9 @@ func (co *coordinator) follow(now int64) {
 	if role == election.Active && old.role != election.Active {
 		s.takeover = takeover{at: now, reason: reason, token: s.token, from: co.lastLeader(old.view), base: co.replayed()}
 		co.c.fwd.firstAck.Store(0)
+		if !co.anyHeld() {
+			co.c.fwd.firstAck.Store(now) // nothing waited for us
+		}
 	}
 	co.c.log.Info("role", "old", old.role.String(), "new", role.String(), "mode", s.mode.String(),
 		"reason", reason, "members", names, "token", s.token)
@@ -389,6 +392,19 @@ func (co *coordinator) replayed() (n uint64) {
 		r.mu.Unlock()
 	}
 	return n
+}
+
+// anyHeld reports whether there is anything to send.
+func (co *coordinator) anyHeld() bool {
+	for _, r := range co.c.routers.all() {
+		r.mu.Lock()
+		n, _, _ := r.stream.Held()
+		r.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // lastLeader names who was active before us.

@@ -290,6 +290,8 @@ func (c *Collector) read(r *router, s *session) error {
 				return errClosed
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				return errStalled
+			case errors.Is(err, net.ErrClosed):
+				return errAborted
 			}
 			return fmt.Errorf("read from the router: %w", err)
 		}

@@ -117,7 +117,7 @@ func (c *Collector) electionStatus(st *control.Status, now int64) {
 	}
 	if s.view != nil {
 		st.Shadowed = s.view.Shadowed
-		st.Members = Members(s.view, c.o.Process, c.instance, c.clock.toRedis(now))
+		st.Members = Members(s.view, c.o.Process, c.instance)
 	}
 	if t := s.takeover; t.at != 0 {
 		first := c.fwd.firstAck.Load()
@@ -132,8 +132,8 @@ func (c *Collector) electionStatus(st *control.Status, now int64) {
 }
 
 // Members turns what Redis shows into what a person reads. process and instance
-// say which is the own one; redisNow is Redis' clock.
-func Members(v *cluster.View, process string, instance uint64, redisNow int64) []control.Member {
+// say which is the own one. Ages are those at the time of the look.
+func Members(v *cluster.View, process string, instance uint64) []control.Member {
 	var list []control.Member
 	for i := range v.Members {
 		m := &v.Members[i]
@@ -142,12 +142,15 @@ func Members(v *cluster.View, process string, instance uint64, redisNow int64) [
 			Role: m.Role, Forced: forced(m.Mode), Reason: m.Reason, Token: m.Token,
 			Version: m.Version, Host: m.Host, PID: m.PID,
 		}
+		if m.Gone {
+			cm.Timestamp = m.Own
+		}
 		if m.Native {
 			cm.Kind = control.KindNative
 		} else {
 			cm.Instance = fmt.Sprintf("%016x", m.Instance)
 			cm.Self = m.Name == process && m.Instance == instance
-			cm.HeartbeatAge = seconds(max(1, redisNow-m.Beat))
+			cm.HeartbeatAge = seconds(max(1, v.RedisTime-m.Beat))
 			cm.Since = time.UnixMicro(m.Since)
 		}
 		for _, r := range m.Routers {
