@@ -102,7 +102,7 @@ func NewKafka(o Options) (Sink, error) {
 		C.bk_free(k.c)
 		return nil, errors.New(k.journal.redact(err.Error()))
 	}
-	if err := k.build(C.BK_BULK); err != nil {
+	if _, err := k.build(C.BK_BULK); err != nil {
 		C.bk_free(k.c)
 		return nil, errors.New(k.journal.redact(err.Error()))
 	}
@@ -146,12 +146,17 @@ func checkWithLibrary(properties map[string]string) error {
 // Version returns the version of librdkafka.
 func Version() string { return C.GoString(C.bk_version()) }
 
-func (k *kafkaSink) build(lane C.int) error {
+// build makes the producer of a lane and tells whether it was missing.
+func (k *kafkaSink) build(lane C.int) (built bool, err error) {
 	var text [512]C.char
-	if C.bk_build(k.c, lane, &text[0], C.size_t(len(text))) != 0 {
-		return fmt.Errorf("make a Kafka producer: %s", C.GoString(&text[0]))
+	switch C.bk_build(k.c, lane, &text[0], C.size_t(len(text))) {
+	case 0:
+		return true, nil
+	case 1:
+		return false, nil
+	default:
+		return false, fmt.Errorf("make a Kafka producer: %s", C.GoString(&text[0]))
 	}
-	return nil
 }
 
 func (k *kafkaSink) Topic(name string) (uint32, error) {
@@ -356,6 +361,7 @@ func (k *kafkaSink) probe() {
 func (k *kafkaSink) rebuild(lane C.int) {
 	C.bk_retire(k.c, lane)
 	defer func() {
+		C.bk_retire(k.c, lane) // what failed since, if another was built before this
 		k.taskMu.Lock()
 		k.building[lane] = false
 		k.taskMu.Unlock()
@@ -371,16 +377,16 @@ func (k *kafkaSink) rebuild(lane C.int) {
 		if !k.sleep(wait) {
 			return
 		}
-		err := k.build(lane)
+		built, err := k.build(lane)
 		if err == nil {
-			break
+			if built && lane == C.BK_BULK {
+				k.taskMu.Lock()
+				k.rebuilt++
+				k.taskMu.Unlock()
+			}
+			return
 		}
 		k.journal.fault(err.Error())
-	}
-	if lane == C.BK_BULK {
-		k.taskMu.Lock()
-		k.rebuilt++
-		k.taskMu.Unlock()
 	}
 }
 

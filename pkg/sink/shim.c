@@ -484,6 +484,11 @@ static int new_topic(lane *l, rd_kafka_t *rk, uint32_t handle) {
 
 int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	lane *l = &s->lanes[index];
+	lock(s);
+	int needed = !l->rk;
+	unlock(s);
+	if (!needed)
+		return 1;
 	rd_kafka_conf_t *conf = rd_kafka_conf_dup(s->conf);
 	rd_kafka_conf_set_opaque(conf, l);
 	rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);

@@ -108,7 +108,8 @@ bk_sink *bk_new(uint32_t window, const char *header_name);
 // bk_conf sets a property of the producers to be built. Returns 0, or an error
 // with errstr filled. Before the first bk_build only.
 int bk_conf(bk_sink *s, const char *name, const char *value, char *errstr, size_t size);
-// bk_build makes the producer of a lane. One call at a time per lane.
+// bk_build makes the producer of a lane: 0 if it did, 1 if there is one already,
+// -1 for an error with errstr filled. One call at a time per lane.
 int bk_build(bk_sink *s, int lane, char *errstr, size_t size);
 // bk_retire destroys the failed producer of a lane, if there is one. It may take
 // a second. One call at a time per lane.
