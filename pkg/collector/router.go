@@ -138,6 +138,7 @@ type routers struct {
 	byID       map[uint32]*router
 	list       []*router // in the order of identities; replaced, never changed
 	nextID     uint32
+	freeIDs    []uint32 // of routers forgotten: the sink keeps something for each id
 }
 
 func (t *routers) init() {
@@ -203,9 +204,15 @@ func (c *Collector) router(identity string, addr netip.Addr) *router {
 	if len(t.byID) >= 4*c.o.MaxSessions {
 		return nil
 	}
-	t.nextID++
+	var id uint32
+	if n := len(t.freeIDs); n > 0 {
+		id, t.freeIDs = t.freeIDs[n-1], t.freeIDs[:n-1]
+	} else {
+		t.nextID++
+		id = t.nextID
+	}
 	r := &router{
-		id: t.nextID, identity: identity, addr: addr,
+		id: id, identity: identity, addr: addr,
 		log:   c.log.With("router", identity),
 		noise: rate.NewLimiter(rate.Every(10*time.Second), 5),
 		facts: facts{peers: make(map[peer]struct{})},
@@ -230,6 +237,7 @@ func (c *Collector) forget(now int64) {
 			c.routers.mu.Lock()
 			delete(c.routers.byIdentity, r.identity)
 			delete(c.routers.byID, r.id)
+			c.routers.freeIDs = append(c.routers.freeIDs, r.id)
 			c.routers.relist()
 			c.routers.mu.Unlock()
 			c.counts.dropped.Add(r.stream.Counters().Dropped)
