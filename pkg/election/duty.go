@@ -9,7 +9,9 @@ type Duty struct {
 	// known.
 	Sender string
 	// LowWater is the sender's low-water mark on Redis' clock: everything that
-	// it received before is in Kafka. -1 when no sender gives marks.
+	// it received before is in Kafka. 0 when no mark is known, so that nothing
+	// may be forgotten. -1 when the sender is a member that gives none, so that
+	// only time can tell what it has sent.
 	LowWater int64
 }
 
@@ -50,20 +52,21 @@ func (e *Election) Duty(now int64, router string, hears, sends bool) Duty {
 	_, unavailable := e.Unavailable()
 	switch {
 	case e.left || e.role == Starting:
-		return Duty{LowWater: -1}
-	case e.mode == ForceStandby:
-		return Duty{Sender: e.owner(now, router, hears), LowWater: e.mark(router)}
-	case unavailable:
-		return Duty{Send: true, Shared: true, Sender: e.cfg.Name, LowWater: -1}
+		return Duty{LowWater: e.marks[router].mark}
+	case unavailable && e.mode != ForceStandby:
+		return Duty{Send: true, Shared: true, Sender: e.cfg.Name, LowWater: e.marks[router].mark}
 	case e.lastGood == 0 || e.shadowed:
-		return Duty{LowWater: e.mark(router)}
+		return Duty{LowWater: e.marks[router].mark}
 	}
-	d := Duty{Sender: e.owner(now, router, hears), LowWater: e.mark(router)}
+	d := Duty{Sender: e.owner(now, router, hears, sends), LowWater: e.marks[router].mark}
 	if e.mode == ForceActive {
 		d.Sender = e.cfg.Name
 	}
 	if m := e.find(d.Sender); m != nil && m.Native {
 		d.LowWater = -1
+	}
+	if e.mode == ForceStandby {
+		return d
 	}
 	if d.Sender != e.cfg.Name || e.best() && e.role != Active {
 		// Not ours, or not before the takeover token is there.
@@ -99,13 +102,6 @@ func (e *Election) waited(now int64, router string) bool {
 	return now-since >= e.cfg.Handover
 }
 
-func (e *Election) mark(router string) int64 {
-	if s, ok := e.marks[router]; ok {
-		return s.mark
-	}
-	return -1
-}
-
 func (e *Election) find(name string) *Member {
 	for i := range e.members {
 		if e.members[i].Name == name {
@@ -119,12 +115,13 @@ func (e *Election) find(name string) *Member {
 // not heard the router for the grace while another member does. Then it is, of
 // those that hear it, the one with the smallest timestamp. The grace lets all
 // members hear a router that has just come up before anyone draws conclusions;
-// meanwhile the others hold. A native member cannot say what it hears and is
-// taken to hear everything.
-func (e *Election) owner(now int64, router string, hears bool) string {
+// meanwhile the others hold. What no one hears any more stays with the one that
+// sends, because the leader may never have heard it. A native member cannot say
+// what it hears and is taken to hear everything.
+func (e *Election) owner(now int64, router string, hears, sends bool) string {
 	me := e.me()
-	me.Routers = map[string]RouterState{router: {Hears: hears}}
-	var best, first *Member
+	me.Routers = map[string]RouterState{router: {Hears: hears, Sends: sends}}
+	var best, last, first *Member
 	consider := func(m *Member) {
 		if m.Value == ForcedStandby {
 			return
@@ -134,6 +131,9 @@ func (e *Election) owner(now int64, router string, hears bool) string {
 		}
 		if (m.Native || m.Routers[router].Hears) && (best == nil || compare(m, best) < 0) {
 			best = m
+		}
+		if m.Routers[router].Sends && (last == nil || compare(m, last) < 0) {
+			last = m
 		}
 	}
 	for i := range e.members {
@@ -145,6 +145,8 @@ func (e *Election) owner(now int64, router string, hears bool) string {
 	switch {
 	case first == nil:
 		return ""
+	case best == nil && last != nil && last != first:
+		return last.Name
 	case best == nil || best == first:
 		delete(e.unheard, router)
 		return first.Name

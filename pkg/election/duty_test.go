@@ -31,8 +31,53 @@ func TestRouterHeardElsewhere(t *testing.T) {
 	hear("a", true)
 	w.want("a hears s again", w.senders("s"), "a")
 	hear("a", false)
+	w.want("s is lost to a again", w.senders("s"), "c")
 	hear("c", false)
-	w.want("heard by no one: what is left is the leader's", w.senders("s"), "a")
+	w.want("heard by no one: what is left is the last sender's", w.senders("s"), "c")
+	w.run(3 * heartbeat)
+	w.want("for as long as no one hears it", w.senders("s"), "c")
+	hear("b", true)
+	w.want("b hears s", w.senders("s"), "b")
+	hear("b", false)
+	w.nodes["b"].dead = true
+	w.run(takeover + 10*ms)
+	w.want("the last sender is gone: the leader", w.senders("s"), "a")
+}
+
+// TestGrace: a leader that loses a router for a moment keeps it, and one that
+// just comes up goes to the leader, whoever hears it first.
+func TestGrace(t *testing.T) {
+	w := newWorld(t)
+	w.grace = 2 * sec
+	w.start("a")
+	w.run(10 * ms)
+	w.start("b")
+	w.until("first election", 3*heartbeat, func() bool { return w.senders("r") == "a" })
+	w.run(3 * heartbeat)
+	a, b := w.nodes["a"], w.nodes["b"]
+	a.hears["r"] = false
+	w.announce()
+	for range 15 {
+		w.run(100 * ms)
+		w.want("within the grace", w.senders("r"), "a")
+	}
+	a.hears["r"] = true
+	w.announce()
+	w.run(5 * sec)
+	w.want("heard again", w.senders("r"), "a")
+	a.hears["r"] = false
+	w.announce()
+	w.until("b sends", w.grace+heartbeat, func() bool { return w.senders("r") == "b" })
+
+	b.hears["s"] = true
+	w.run(sec)
+	a.hears["s"] = true
+	w.announce()
+	for range 30 {
+		w.want("heard by b first", w.senders("s"), map[bool]string{true: "a"}[a.sends["s"]])
+		w.run(100 * ms)
+	}
+	w.want("heard by both", w.senders("s"), "a")
 }
 
 // TestHandover: who takes over from one that lives waits until that one has
@@ -68,7 +113,7 @@ func TestHandover(t *testing.T) {
 // marks is a view of one round by "me".
 func marks(t *testing.T, rounds ...[]Member) int64 {
 	t.Helper()
-	e := New(Config{Name: "me", Heartbeat: heartbeat, Expiry: expiry, Deadline: sec / 4, Failures: 3, Window: window}, sec)
+	e := New(Config{Name: "me", Instance: 1, Heartbeat: heartbeat, Expiry: expiry, Deadline: sec / 4, Failures: 3, Window: window}, sec)
 	now := sec
 	for _, members := range rounds {
 		e.Done(now, Round{Sent: now - ms, RedisTime: redisEpoch + now, Members: members})
@@ -95,7 +140,8 @@ func TestLowWater(t *testing.T) {
 		rounds [][]Member
 		want   int64
 	}{
-		{"no sender", [][]Member{{rests("a", 1)}}, -1},
+		{"no sender: nothing may be forgotten", [][]Member{{rests("a", 1)}}, 0},
+		{"no other member", [][]Member{nil}, 0},
 		{"one sender", [][]Member{{sends("a", 1, 100)}}, 100},
 		{"its mark moves", [][]Member{{sends("a", 1, 100)}, {sends("a", 1, 200)}}, 200},
 		{"of two senders the one behind", [][]Member{{sends("a", 1, 100), sends("b", 2, 90)}}, 90},

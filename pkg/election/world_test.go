@@ -31,6 +31,7 @@ type world struct {
 	t       *testing.T
 	now     int64
 	latency int64
+	grace   int64 // of those that start from now on
 	mode    string // of Redis: "" or what it does wrong: refuse, hang, errors
 	keys    map[string]key
 	said    map[string]Member // what members last said, which stays after their end
@@ -81,7 +82,7 @@ func (w *world) start(name string) *node {
 	}
 	n.e = New(Config{
 		Name: name, Instance: uint64(w.now), Heartbeat: heartbeat, Expiry: expiry,
-		Deadline: Deadline(heartbeat, expiry), Failures: 3, Handover: handover, Window: window,
+		Deadline: Deadline(heartbeat, expiry), Failures: 3, Handover: handover, Grace: w.grace, Window: window,
 	}, n.local())
 	w.nodes[name] = n
 	return n
