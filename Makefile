@@ -63,6 +63,7 @@ bench: build parts
 install: build
 	install -D -m 0755 bin/bmpha $(DESTDIR)$(PREFIX)/bin/bmpha
 	install -D -m 0644 scripts/bmpha.yaml $(DESTDIR)$(PREFIX)/share/doc/bmpha/bmpha.yaml
+	install -D -m 0644 scripts/completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/bmpha
 	install -D -m 0644 systemd/bmpha.sysusers $(DESTDIR)$(SYSUSERSDIR)/bmpha.conf
 	for unit in bmpha.service bmpha@.service; do \
 		install -d $(DESTDIR)$(UNITDIR) && \

@@ -1,0 +1,248 @@
+// Package bmpha_test checks the documents at the top of the tree: what they tell
+// people to type works.
+package bmpha_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bmpha/bmpha/pkg/rig"
+)
+
+// fence is a fenced block of a Markdown file.
+type fence struct{ lang, text string }
+
+func fences(t *testing.T, file string) []fence {
+	t.Helper()
+	src, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []fence
+	for _, m := range regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(string(src), -1) {
+		list = append(list, fence{m[1], m[2]})
+	}
+	if len(list) == 0 {
+		t.Fatalf("%s has no commands", file)
+	}
+	return list
+}
+
+// commands returns the lines of the sh blocks that begin with prefix.
+func commands(t *testing.T, file, prefix string) (list []string) {
+	for _, f := range fences(t, file) {
+		if f.lang != "sh" {
+			continue
+		}
+		for line := range strings.Lines(f.text) {
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, prefix) {
+				list = append(list, line)
+			}
+		}
+	}
+	return list
+}
+
+func install(t *testing.T) (bin, root string) {
+	t.Helper()
+	root = t.TempDir()
+	out, err := exec.Command("make", "install", "DESTDIR="+root).CombinedOutput()
+	if err != nil {
+		t.Fatalf("make install: %v\n%s", err, out)
+	}
+	return filepath.Join(root, "usr/local/bin/bmpha"), root
+}
+
+// TestMakeInstall: what README's installation leaves behind.
+func TestMakeInstall(t *testing.T) {
+	bin, root := install(t)
+	for _, file := range []string{
+		"usr/local/lib/systemd/system/bmpha.service",
+		"usr/local/lib/systemd/system/bmpha@.service",
+		"usr/local/lib/sysusers.d/bmpha.conf",
+		"usr/local/share/doc/bmpha/bmpha.yaml",
+		"usr/local/share/bash-completion/completions/bmpha",
+	} {
+		if _, err := os.Stat(filepath.Join(root, file)); err != nil {
+			t.Error(err)
+		}
+	}
+	unit, err := os.ReadFile(filepath.Join(root, "usr/local/lib/systemd/system/bmpha.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(unit, []byte("ExecStart=/usr/local/bin/bmpha run")) {
+		t.Errorf("the unit starts another program:\n%s", unit)
+	}
+	if out, err := exec.Command(bin, "version").CombinedOutput(); err != nil {
+		t.Errorf("version: %v\n%s", err, out)
+	}
+}
+
+// TestCompletion: bash asks the program.
+func TestCompletion(t *testing.T) {
+	bin, root := install(t)
+	for words, want := range map[string]string{
+		"bmpha ma":              "maintenance",
+		"bmpha config ":         "check show",
+		"bmpha maintenance --f": "--force",
+	} {
+		script := fmt.Sprintf(`PATH=%s:$PATH; source %s
+COMP_WORDS=(%s); [[ "%s" == *" " ]] && COMP_WORDS+=("")
+COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _bmpha; printf '%%s\n' "${COMPREPLY[@]}"`,
+			filepath.Dir(bin), filepath.Join(root, "usr/local/share/bash-completion/completions/bmpha"), words, words)
+		out, err := exec.Command("bash", "-c", script).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		for _, w := range strings.Fields(want) {
+			if !slices.Contains(strings.Fields(string(out)), w) {
+				t.Errorf("%q completes to %q, want %s", words, out, w)
+			}
+		}
+	}
+}
+
+// TestTargetsExist: every make command in the documents is a target.
+func TestTargetsExist(t *testing.T) {
+	for _, file := range []string{"README.md"} {
+		for _, line := range commands(t, file, "make ") {
+			for _, part := range strings.Split(line, "&&") {
+				args := strings.Fields(part)
+				if len(args) < 2 || args[0] != "make" {
+					continue
+				}
+				if out, err := exec.Command("make", append([]string{"-n"}, args[1:]...)...).CombinedOutput(); err != nil {
+					t.Errorf("%s: %s: %v\n%s", file, part, err, out)
+				}
+			}
+		}
+	}
+}
+
+// TestFiveMinutes follows README's way to production on two "hosts": the
+// configuration as printed there, but for addresses, and every bmpha command in
+// the order in which it stands.
+func TestFiveMinutes(t *testing.T) {
+	bin, _ := install(t)
+	redis, err := rig.StartEmbeddedRedis(rig.RedisOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer redis.Close()
+	kafka, err := rig.StartEmbeddedKafka(t.Context(), rig.KafkaOptions{Topics: map[string]int{"bmp": 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kafka.Close()
+	var yaml string
+	for _, f := range fences(t, "README.md") {
+		if f.lang == "yaml" {
+			yaml = f.text
+			break
+		}
+	}
+	dir := t.TempDir()
+	var env [2][]string
+	for i, name := range []string{"collector-a", "collector-b"} {
+		text := strings.NewReplacer(
+			"redis.example.net:6379", redis.Addr(), "kafka.example.net:9092", kafka.Brokers(), "collector-a", name,
+		).Replace(yaml)
+		if !strings.Contains(text, redis.Addr()) || !strings.Contains(text, kafka.Brokers()) {
+			t.Fatalf("the configuration in the README has other addresses:\n%s", text)
+		}
+		file := filepath.Join(dir, name+".yaml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		// What a second host would make unnecessary.
+		env[i] = append(os.Environ(),
+			"BMPHA_CONFIG="+file,
+			"BMPHA_LISTEN_ADDRESS=127.0.0.1:0",
+			"BMPHA_CONTROL_SOCKET="+filepath.Join(dir, name+".sock"),
+			"BMPHA_SOCKET="+filepath.Join(dir, name+".sock"),
+			"BMPHA_KAFKA_DEAD_LETTER="+filepath.Join(dir, name+".dead"),
+		)
+	}
+	bmpha := func(host int, args ...string) (string, int) {
+		cmd := exec.Command(bin, args...)
+		cmd.Env = env[host]
+		out, err := cmd.CombinedOutput()
+		if err != nil && cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	for _, line := range commands(t, "README.md", "bmpha ") {
+		args := strings.Fields(line)[1:]
+		out, code := bmpha(0, args...)
+		t.Logf("$ %s\n%s", line, out)
+		if code != 0 {
+			t.Fatalf("%s: exit code %d", line, code)
+		}
+		if line == "bmpha config check" { // the next line in the README starts the service
+			for host := range env {
+				startAndWait(t, bin, env[host], func() (string, int) { return bmpha(host, "status") })
+			}
+		}
+		if line == "bmpha maintenance" && !strings.Contains(out, "collector-b is active") {
+			t.Errorf("maintenance did not hand over: %s", out)
+		}
+	}
+}
+
+// startAndWait runs a collector until the test ends, and waits until it has a
+// role.
+func startAndWait(t *testing.T, bin string, env []string, status func() (string, int)) {
+	t.Helper()
+	var log bytes.Buffer
+	cmd := exec.Command(bin, "run")
+	cmd.Env, cmd.Stderr = env, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Error(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v\n%s", err, &log)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := rig.WaitFor(ctx, func() error {
+		out, code := status()
+		if code == 0 || code == 3 { // active, standby
+			return nil
+		}
+		return fmt.Errorf("exit code %d: %s", code, out)
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLinks: files that the documents point to exist.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	for _, file := range []string{"README.md", "DESIGN.md", "CHANGELOG.md", "pmacct/README.md"} {
+		src, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllSubmatch(src, -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), string(m[1]))); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+}
