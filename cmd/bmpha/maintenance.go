@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -75,10 +74,7 @@ func maintain(mode string) cli.ActionFunc {
 			Mode: mode, Force: setting(c, "force").Bool("force"), Timeout: control.Seconds(timeout.Seconds()),
 		})
 		if err != nil {
-			if errors.As(err, new(*control.Refused)) && mode != control.ModeAuto {
-				return cli.Exit(err.Error()+" (--force does it anyway)", control.ExitRefused)
-			}
-			return coded(err)
+			return coded(err, control.ExitTimeout)
 		}
 		if setting(c, "json").Bool("json") {
 			return json.NewEncoder(c.App.Writer).Encode(result)
@@ -90,7 +86,7 @@ func maintain(mode string) cli.ActionFunc {
 
 // maintenanceWords tells a person what has happened.
 func maintenanceWords(r *control.MaintainResult) string {
-	took := r.Took.Duration().Round(time.Millisecond)
+	took := max(r.Took.Duration().Round(time.Millisecond), time.Millisecond)
 	var s string
 	switch {
 	case r.To == "":

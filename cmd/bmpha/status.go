@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -34,9 +35,9 @@ func statusCommand() *cli.Command {
 			"  bmpha status --json | jq '.problems[].text'\n" +
 			"  bmpha status --socket /run/bmpha/second.sock\n" +
 			"  bmpha status --redis 10.0.0.1:6379 --cluster core --id 2\n\n" +
-			"Exit codes: 0 active and well; 3 standby and well; 4 degraded: active, standby or\n" +
-			"starting, but something is wrong (lines that begin with !); 5 not running; 1 any\n" +
-			"other error. With --redis: 0 one member is active; 4 none is, or several are.",
+			"Exit codes: 0 active and well; 3 standby and well; 4 degraded: something is wrong\n" +
+			"(lines that begin with !), it is starting, or it does not answer; 5 not running;\n" +
+			"1 any other error. With --redis: 0 one member is active; 4 none is, or several are.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print the whole state as JSON; with --watch one line a second"},
 			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "go on every second until interrupted"},
@@ -64,7 +65,7 @@ func statusCommand() *cli.Command {
 			}
 			seen, err := look.get(c.Context)
 			if err != nil {
-				return coded(err)
+				return coded(err, control.ExitDegraded)
 			}
 			if err := v.show(seen); err != nil {
 				return err
@@ -127,13 +128,15 @@ func exit(code int) error {
 	return cli.Exit("", code)
 }
 
-// coded gives an error its exit code.
-func coded(err error) error {
+// coded gives an error its exit code; noAnswer is that of a collector that hangs.
+func coded(err error, noAnswer int) error {
 	var refused *control.Refused
 	var late *control.TimedOut
 	switch {
 	case errors.Is(err, control.ErrNotRunning):
 		return cli.Exit(err.Error(), control.ExitNotRunning)
+	case errors.Is(err, control.ErrNoAnswer):
+		return cli.Exit(err.Error(), noAnswer)
 	case errors.As(err, &refused):
 		return cli.Exit(err.Error(), control.ExitRefused)
 	case errors.As(err, &late):
@@ -209,8 +212,8 @@ func redisOptions(address string, getenv func(string) string) (cluster.Options, 
 		Scan: true,
 	}
 	if !strings.Contains(address, "://") {
-		if !strings.Contains(address, ":") {
-			o.Address += ":6379"
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			o.Address = net.JoinHostPort(strings.Trim(address, "[]"), "6379")
 		}
 		return o, nil
 	}
@@ -235,10 +238,11 @@ type viewer struct {
 	color    bool
 	json     bool
 	all      bool
+	every    time.Duration // from frame to frame of a watch
 }
 
 func newViewer(c *cli.Context) *viewer {
-	v := &viewer{w: c.App.Writer, json: c.Bool("json"), all: c.Bool("all")}
+	v := &viewer{w: c.App.Writer, json: c.Bool("json"), all: c.Bool("all"), every: watchInterval}
 	if f, ok := v.w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		v.terminal = f
 		// https://no-color.org: present and not empty.
@@ -274,10 +278,10 @@ func (v *viewer) show(s sight) error {
 	return control.Render(v.w, s.status, v.options())
 }
 
-// watch shows what get returns every second until ctx ends. A collector that does
+// watch shows what get returns again and again until ctx ends. A collector that does
 // not run is shown as such, it may come back.
 func (v *viewer) watch(ctx context.Context, get func(context.Context) (sight, error)) error {
-	tick := time.NewTicker(watchInterval)
+	tick := time.NewTicker(v.every)
 	defer tick.Stop()
 	if v.terminal != nil && !v.json {
 		if _, err := io.WriteString(v.w, "\x1b[2J"); err != nil {

@@ -58,6 +58,8 @@ type MaintainResult struct {
 var (
 	// ErrNotRunning says that nobody listens on the socket.
 	ErrNotRunning = errors.New("bmpha is not running")
+	// ErrNoAnswer says that a collector is there and does not answer in time.
+	ErrNoAnswer = errors.New("the collector hangs")
 	// ErrAlreadyRunning says that another process listens on the socket.
 	ErrAlreadyRunning = errors.New("already running")
 )

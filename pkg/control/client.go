@@ -39,7 +39,7 @@ func NewClient(path string) *Client {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Status returns the collector's state. It waits 5 s at most. The error wraps
-// ErrNotRunning when nobody listens.
+// ErrNotRunning when nobody listens, and ErrNoAnswer when the collector hangs.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
@@ -55,7 +55,8 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 
 // Maintain asks for a change and waits until it is seen to have happened, at most
 // r.Timeout. The error wraps ErrNotRunning when nobody listens, is a *Refused when
-// nothing was changed, and a *TimedOut when it was begun and not seen in time.
+// nothing was changed, a *TimedOut when it was begun and not seen in time, and wraps
+// ErrNoAnswer when the collector hangs.
 // When ctx ends first, what was begun stays.
 func (c *Client) Maintain(ctx context.Context, r MaintainRequest) (*MaintainResult, error) {
 	wait := r.Timeout.Duration()
@@ -131,7 +132,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("connect to %s: %w (be its owner or in its group)", c.path, fs.ErrPermission)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("no answer on %s in time: the collector hangs", c.path)
+		return fmt.Errorf("%w: no answer on %s in time", ErrNoAnswer, c.path)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}

@@ -7,7 +7,7 @@ const (
 	ExitActive     = 0 // active and well; for maintenance: done
 	ExitError      = 1 // usage, or no answer that could be understood
 	ExitStandby    = 3 // standby and well
-	ExitDegraded   = 4 // active, standby or starting, but something is wrong
+	ExitDegraded   = 4 // something is wrong, or there is no answer
 	ExitNotRunning = 5 // no collector listens on the socket
 	ExitRefused    = 6 // maintenance only: refused, nothing was changed
 	ExitTimeout    = 7 // maintenance only: asked for, not seen to happen in time

@@ -15,11 +15,11 @@ import (
 // "4 min", "3 h 12 min", "3 d 4 h".
 func span(s Seconds) string {
 	switch {
-	case math.IsNaN(float64(s)) || s < 0:
+	case math.IsNaN(float64(s)) || s <= 0:
 		return "0 s"
-	case s > 0 && s < 0.00995:
+	case s < 0.00995:
 		return fmt.Sprintf("%.1f ms", float64(s)*1e3)
-	case s > 0 && s < 0.0995:
+	case s < 0.0995:
 		return fmt.Sprintf("%.0f ms", float64(s)*1e3)
 	case s < 9.95:
 		return fmt.Sprintf("%.1f s", float64(s))

@@ -134,6 +134,10 @@ func (d *diagnosis) sink() {
 
 func (d *diagnosis) redis() {
 	r := &d.s.Redis
+	name := "Redis"
+	if !strings.Contains(r.LastError, r.Address) {
+		name += " at " + r.Address
+	}
 	last := "never answered"
 	if r.LastOKAge > 0 || r.Rounds > 0 {
 		last = "last answered " + span(r.LastOKAge) + " ago"
@@ -144,9 +148,9 @@ func (d *diagnosis) redis() {
 		if d.s.Role != RoleActive {
 			consequence = "the other collectors are not seen"
 		}
-		d.add(Degraded, "redis_unreachable", "Redis at %s %s%s; %s", r.Address, last, because(r.LastError), consequence)
+		d.add(Degraded, "redis_unreachable", "%s %s%s; %s", name, last, because(r.LastError), consequence)
 	case RedisFailing:
-		d.add(Degraded, "redis_failing", "Redis at %s fails, %s%s", r.Address, last, because(r.LastError))
+		d.add(Degraded, "redis_failing", "%s fails, %s%s", name, last, because(r.LastError))
 	}
 }
 

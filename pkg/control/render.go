@@ -305,7 +305,7 @@ func timestamp(us uint64) string {
 	case us > lastOwn:
 		return "after all"
 	}
-	return time.UnixMicro(int64(us)).UTC().Format("2006-01-02 15:04:05.000")
+	return time.UnixMicro(int64(us)).UTC().Format("2006-01-02 15:04:05")
 }
 
 func (c *canvas) routers(s *Status, now time.Time, room int) {
