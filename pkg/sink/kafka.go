@@ -66,12 +66,11 @@ type kafkaSink struct {
 	done    chan struct{} // closed by Close: ends a Poll that waits and the goroutines
 	tasks   sync.WaitGroup
 
-	taskMu    sync.Mutex
-	probing   bool
-	building  [C.BK_LANES]bool
-	failures  [C.BK_LANES]int // rebuilds in a row without a record acknowledged
-	rebuilt   uint64
-	connected bool
+	taskMu   sync.Mutex
+	probing  bool
+	building [C.BK_LANES]bool
+	failures [C.BK_LANES]int // rebuilds in a row without a record acknowledged
+	rebuilt  uint64
 }
 
 // NewKafka returns the Sink over librdkafka that bmpha uses. It does not wait
@@ -307,8 +306,7 @@ func (k *kafkaSink) attend(flags C.uint32_t) {
 	}
 	k.taskMu.Lock()
 	defer k.taskMu.Unlock()
-	k.connected = flags&C.BK_CONNECTED != 0
-	if !k.connected && !k.probing {
+	if flags&C.BK_CONNECTED == 0 && !k.probing {
 		k.probing = true
 		k.tasks.Go(k.probe)
 	}

@@ -409,6 +409,45 @@ func TestBrokerErrors(t *testing.T) {
 	}
 }
 
+// The brokers' view of a topic comes and goes, with produce requests failing or
+// not: nothing is lost without being told.
+func TestTopicFlickers(t *testing.T) {
+	for _, e := range []*kerr.Error{kerr.TopicAuthorizationFailed, kerr.UnknownTopicOrPartition, kerr.LeaderNotAvailable} {
+		t.Run(e.Message, func(t *testing.T) {
+			both(t, func(t *testing.T, m maker) {
+				b := newBroker(t)
+				b.topic(t, "routes", 2, nil)
+				s := newSink(t, m, b, Options{Window: 600, Properties: map[string]string{
+					"batch.num.messages": "50", "retry.backoff.ms": "10",
+					"topic.metadata.refresh.interval.ms": "50", "topic.metadata.propagation.max.ms": "20",
+				}})
+				topic := topicOf(t, s, "routes")
+				f, g := filled(1, topic, 6000, 100), filled(2, topic, 6000, 100)
+				d := newDriver(t, s, f, g)
+				for i := range 5 {
+					goal := uint64(1000 * (i + 1))
+					d.until("some progress", func() bool { return f.report.Acked > goal })
+					metadata := b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "routes", Err: e, Count: 1})
+					if i%2 == 1 {
+						b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "routes", Err: e, Count: 1})
+					}
+					d.until("the glitch", func() bool { return metadata.Hits() > 0 || f.report.Acked == f.end() })
+					metadata.Remove()
+				}
+				d.finish()
+				got := b.read(t, "routes")
+				for _, f := range []*feed{f, g} {
+					var all []uint64
+					for _, records := range got {
+						all = append(all, positions(records, f.stream)...)
+					}
+					settled(t, all, 0, f.end())
+				}
+			})
+		})
+	}
+}
+
 // After a fatal error a new producer is made and goes on where the old one
 // stopped.
 func TestFatalErrorRebuilds(t *testing.T) {

@@ -36,8 +36,9 @@ type Options struct {
 	SASL SASL
 
 	// DeadLetter is the file to which records are appended, one JSON object a
-	// line, that Kafka will never take: too large, or invalid. When it is empty
-	// such a record stops its stream instead, every time it is sent.
+	// line, that Kafka will never take: too large, or invalid. A record that is
+	// sent again may be there again. When it is empty such a record stops its
+	// stream instead, every time it is sent.
 	DeadLetter string
 
 	// Window is the greatest number of unacknowledged records; 0 means

@@ -15,6 +15,13 @@
 //   - A sink holds little: never more than its window of unacknowledged records,
 //     because what it holds it will send, also after the process was paused.
 //
+// An outage of Kafka is no failure, however long it lasts: records stay
+// outstanding and go out when it is over.
+//
+// There are three sinks: NewKafka is the one to use, over librdkafka with the
+// window kept in C; NewReference does the same over confluent-kafka-go's Go
+// interface, for comparison and as a fallback; NewFile writes lines to look at.
+//
 // The package knows nothing of BMP, roles or routers.
 package sink
 
@@ -58,7 +65,7 @@ type Stats struct {
 	Handed      uint64 // records
 	Acked       uint64 // records
 	Failed      uint64 // records reported as failed, to be sent again
-	Dead        uint64 // records written to the dead-letter file
+	Dead        uint64 // records written to the dead-letter file, again if sent again
 	Bytes       uint64 // key, header and value bytes handed over
 	Outstanding uint64 // records in flight, now
 	Window      uint64 // most records that may be in flight
@@ -78,7 +85,9 @@ type Sink interface {
 	// Hand copies records b.Recs[from:] to stream, of which the first has the
 	// position pos, and returns how many were taken: all of them, or fewer when
 	// the window is full (err nil), or none with an error when the stream is
-	// stopped or the sink closed. It does not block on the network.
+	// stopped or the sink closed. It does not block on the network. After a
+	// failure it takes nothing for a moment, one that grows if the failure comes
+	// back, so that the caller need not wait before a Reset.
 	Hand(stream uint32, pos uint64, b *record.Batch, from int) (n int, err error)
 
 	// Poll waits at most d for progress and appends one Report to dst for each
@@ -86,7 +95,8 @@ type Sink interface {
 	Poll(d time.Duration, dst []Report) []Report
 
 	// Reset lets a stream start at position pos, at first use or after a
-	// failure when nothing of it is outstanding.
+	// failure when nothing of it is outstanding. Streams are numbered by the
+	// caller, from 0 to 1<<20-1, and best without large gaps: each takes memory.
 	Reset(stream uint32, pos uint64) error
 
 	// Stats returns a consistent-enough snapshot.
@@ -94,6 +104,7 @@ type Sink interface {
 
 	// Close waits at most d until everything handed over is reported and
 	// releases the sink. It returns an error that says how many records were
-	// left without a report.
+	// left without a report. It ends a Poll that waits; who wants to know the
+	// last positions polls until nothing is outstanding and closes then.
 	Close(d time.Duration) error
 }
