@@ -266,16 +266,21 @@ func (v *viewer) options() control.RenderOptions {
 
 // show writes s once.
 func (v *viewer) show(s sight) error {
-	switch {
-	case v.json:
+	if v.json {
 		e := json.NewEncoder(v.w)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
 		return e.Encode(s)
-	case s.cluster != nil:
-		return control.RenderCluster(v.w, s.cluster, v.options())
 	}
-	return control.Render(v.w, s.status, v.options())
+	return v.draw(v.w, s)
+}
+
+// draw writes s as a screen of text.
+func (v *viewer) draw(w io.Writer, s sight) error {
+	if s.cluster != nil {
+		return control.RenderCluster(w, s.cluster, v.options())
+	}
+	return control.Render(w, s.status, v.options())
 }
 
 // watch shows what get returns again and again until ctx ends. A collector that does
@@ -323,13 +328,10 @@ func (v *viewer) frame(s sight, err error) error {
 		return err
 	}
 	var b bytes.Buffer
-	switch {
-	case err != nil:
+	if err != nil {
 		fmt.Fprintf(&b, "%s\n%s\n", err, now.UTC().Format(time.RFC3339))
-	case s.cluster != nil:
-		err = control.RenderCluster(&b, s.cluster, v.options())
-	default:
-		err = control.Render(&b, s.status, v.options())
+	} else if err := v.draw(&b, s); err != nil {
+		return err
 	}
 	if v.terminal == nil {
 		_, err := v.w.Write(b.Bytes())
