@@ -36,7 +36,7 @@ type coordinator struct {
 	publishes chan struct{} // holds a token while a publish is under way
 	results   chan result
 	wrote     uint64 // the last value written
-	said      string // what was last said of the routers, to notice changes
+	said      string // what was last announced
 	announce  bool
 	ended     bool          // resigned: no more exchanges
 	idle      chan struct{} // closed when the last exchange is over
@@ -318,7 +318,7 @@ func (co *coordinator) apply(now int64) {
 		r.mu.Unlock()
 		changed = changed || d.Send != sends
 	}
-	said := co.routersSaid()
+	said := co.whatOthersMustKnow()
 	if said != co.said {
 		co.said = said
 		co.announce = true
@@ -327,10 +327,11 @@ func (co *coordinator) apply(now int64) {
 	c.forget(now)
 }
 
-// routersSaid sums up what others must know at once: which routers we hear and
-// send for.
-func (co *coordinator) routersSaid() string {
-	var b []byte
+// whatOthersMustKnow sums up what is announced at once when it changes: our role,
+// and which routers we hear and send for.
+func (co *coordinator) whatOthersMustKnow() string {
+	role, _, _ := co.e.Role()
+	b := fmt.Appendln(nil, role, co.e.Mode())
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		hears, sends := r.session != nil, r.stream.Wanted() || r.stream.State() != gate.Holding
