@@ -38,6 +38,7 @@ type coordinator struct {
 	wrote     uint64 // the last value written
 	said      string // what was last announced
 	announce  bool
+	again     bool          // something new came while an exchange was under way
 	ended     bool          // resigned: no more exchanges
 	idle      chan struct{} // closed when the last exchange is over
 
@@ -166,7 +167,7 @@ func (co *coordinator) run(ctx context.Context) {
 		case <-timer.C:
 		case <-co.wakeup:
 		case <-co.look:
-			co.e.Look(clk.now())
+			co.ask(clk.now())
 		case f := <-co.calls:
 			f(clk.now())
 		case r := <-co.results:
@@ -229,6 +230,10 @@ func (co *coordinator) finish(now int64, r result) {
 	co.e.Done(now, r.round)
 	if r.claim {
 		co.e.Claimed(now, r.token)
+	}
+	if co.again {
+		co.again = false
+		co.e.Look(now)
 	}
 }
 
@@ -322,9 +327,16 @@ func (co *coordinator) apply(now int64) {
 	if said != co.said {
 		co.said = said
 		co.announce = true
-		co.e.Look(now)
+		co.ask(now)
 	}
 	c.forget(now)
+}
+
+// ask makes a round due now, or, if one is under way that may not have seen or
+// said what is new, right after it.
+func (co *coordinator) ask(now int64) {
+	co.again = co.again || co.busy
+	co.e.Look(now)
 }
 
 // whatOthersMustKnow sums up what is announced at once when it changes: our role,
@@ -442,7 +454,7 @@ func (co *coordinator) leave() {
 	_ = co.do(context.Background(), func(now int64) {
 		co.e.Leave(now)
 		co.announce = true
-		co.e.Look(now)
+		co.ask(now)
 	})
 }
 
