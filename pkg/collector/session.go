@@ -325,6 +325,16 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := c.clock.now()
+	dropped := r.stream.Counters().Dropped
+	defer func() {
+		if r.stream.Counters().Dropped != dropped {
+			c.counts.droppedAt.Store(now)
+			if r.noise.Allow() {
+				r.log.Error("memory full: the oldest messages are dropped, which nobody may have sent",
+					"dropped", r.stream.Counters().Dropped)
+			}
+		}
+	}()
 	for {
 		n, err := bmp.Next(b, c.o.MaxMessage)
 		if err != nil || n == 0 {

@@ -195,7 +195,9 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 	}
 	st.Routers = append(st.Routers, unheard(view, st.Routers)...)
 	st.Hold.OldestAge = seconds(oldest)
+	st.Routers = append(st.Routers, c.neverHeard(st.Routers)...)
 	st.Hold.Dropped["full"] = full + c.counts.dropped.Load()
+	st.Hold.LastDropAt = c.clock.toTime(c.counts.droppedAt.Load())
 	if lowest > 0 {
 		st.Hold.LowWater = lowest
 		st.Hold.LowWaterLag = seconds(max(1, c.clock.toRedis(now)-lowest))
@@ -286,6 +288,22 @@ func unheard(v *cluster.View, known []control.Router) []control.Router {
 	return list
 }
 
+// neverHeard lists the routers that the configuration names and nobody has heard.
+func (c *Collector) neverHeard(known []control.Router) []control.Router {
+	seen := map[string]bool{}
+	for i := range known {
+		seen[known[i].Identity] = true
+	}
+	var list []control.Router
+	for addr, alias := range c.o.Alias {
+		if !seen[alias] {
+			list = append(list, control.Router{Identity: alias, Address: addr.String(), HeardBy: []string{}})
+		}
+	}
+	slices.SortFunc(list, func(a, b control.Router) int { return strings.Compare(a.Identity, b.Identity) })
+	return list
+}
+
 func (c *Collector) sinkStatus(st *control.Status, now int64) {
 	s := c.o.Sink.Stats()
 	st.Sink = control.Sink{
@@ -293,8 +311,19 @@ func (c *Collector) sinkStatus(st *control.Status, now int64) {
 		InFlight: s.Outstanding, Window: s.Window, Handed: s.Handed, Acknowledged: s.Acked, Failed: s.Failed,
 		DeadLetters: s.Dead, Rebuilt: s.Rebuilt, Bytes: s.Bytes, LastError: s.LastError, LastErrorAt: s.LastErrorAt,
 	}
-	if s.Outstanding > 0 {
-		st.Sink.Stalled = seconds(max(0, now-c.fwd.progress.Load()))
+	// Nothing moves: of what is under way, or of what waits to be.
+	waits := int64(0)
+	for i := range st.Routers {
+		if r := &st.Routers[i]; r.Sending {
+			waits = max(waits, int64(float64(r.Behind.OldestAge)*1e6))
+		}
+	}
+	idle := max(0, now-c.fwd.progress.Load())
+	switch {
+	case s.Outstanding > 0:
+		st.Sink.Stalled = seconds(idle)
+	case waits > 0:
+		st.Sink.Stalled = seconds(min(idle, waits, max(0, now-c.co.snapshot().since)))
 	}
 }
 
