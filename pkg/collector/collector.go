@@ -109,6 +109,7 @@ type counts struct {
 	accepted, notAllowed, tooMany, notBMP, displaced, outOfRouters atomic.Uint64
 	closedRouter, closedBadInput, closedStalled                    atomic.Uint64
 	dropped                                                        atomic.Uint64    // by routers since forgotten
+	droppedAt                                                      atomic.Int64     // when a message was last dropped
 	byType                                                         [8]atomic.Uint64 // BMP message types 0 to 6, others
 }
 
