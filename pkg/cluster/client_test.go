@@ -115,8 +115,8 @@ func TestKeysAreNative(t *testing.T) {
 		rdb := r.Client()
 		defer rdb.Close()
 		ctx := t.Context()
-		rdb.SetEx(ctx, "lab+3+loc_A+ha_daemon_startup_time", "1795227271039386", 10*time.Second)
-		rdb.SetEx(ctx, "lab+33+loc_A+ha_daemon_startup_time", "1", 10*time.Second) // another cluster
+		rdb.Set(ctx, "lab+3+loc_A+ha_daemon_startup_time", "1795227271039386", 10*time.Second)
+		rdb.Set(ctx, "lab+33+loc_A+ha_daemon_startup_time", "1", 10*time.Second) // another cluster
 		c := client(t, r, "a")
 		got, _ := round(t, c, &Self{Instance: 1}, 1795227271039387)
 		m, ok := find(got, "loc_A")
