@@ -472,7 +472,8 @@ func (co *coordinator) resign(ctx context.Context) {
 	}); err != nil {
 		return
 	}
-	<-idle // a round takes no longer than its deadline
+	<-idle                     // a round takes no longer than its deadline
+	co.publishes <- struct{}{} // and neither does a publish, which would put us back on the list
 	if !wrote {
 		return
 	}
