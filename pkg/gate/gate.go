@@ -284,6 +284,10 @@ func (s *Stream) Mark(now int64) (int64, bool) {
 // time. A stream that is wanted begins with Start; one that no longer is stops
 // at once, and what is outstanding is left to drain.
 func (s *Stream) SetWanted(want bool, token uint64, shared bool) {
+	if s.want && s.shared && !shared {
+		// What came in until now may have been sent by the other as well.
+		s.replayUntil = max(s.replayUntil, s.log.End())
+	}
 	s.token, s.shared = token, shared
 	if want == s.want {
 		return

@@ -318,6 +318,28 @@ func TestReplayedFlag(t *testing.T) {
 	}
 }
 
+// TestSharedEnds: what came in while another collector could send as well is
+// marked, also when it goes out only after that.
+func TestSharedEnds(t *testing.T) {
+	s, k := newStream(1<<20), &broker{}
+	s.SetWanted(true, 1, true)
+	s.Append(hold.Opened, 1, 0, nil)
+	appendN(t, s, 1, 10)
+	s.SetWanted(true, 1, false)
+	appendN(t, s, 10, 20)
+	pump(s, k, 1000)
+	k.ack(k.outstanding())
+	for i, f := range k.flags {
+		want := byte(0)
+		if i < 10 {
+			want = record.FlagReplayed
+		}
+		if f != want {
+			t.Errorf("record %d has flags %b, want %b", i, f, want)
+		}
+	}
+}
+
 // TestRollbackInsideAMessage: records of a message that Kafka has are not sent
 // again when the rest of the message fails.
 func TestRollbackInsideAMessage(t *testing.T) {
