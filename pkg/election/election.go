@@ -114,7 +114,7 @@ type Election struct {
 
 	timestamp uint64 // own, 0 until the first round
 	renew     bool   // take a new timestamp at the next round
-	firstPut  int64  // when the own timestamp was first written, 0 if not yet
+	firstPut  int64  // when what we are by was first written, 0 if not yet
 	token     uint64 // of our last claim, or the largest seen
 	claim     bool   // a token is wanted
 	claimed   bool   // the token was claimed for the time as active that lasts
@@ -261,11 +261,11 @@ func (e *Election) Done(now int64, r Round) {
 	}
 	if r.Wrote != 0 {
 		e.lease = r.Sent + e.cfg.Expiry
-		if e.firstPut == 0 {
-			e.firstPut = r.Sent
-		}
-		if r.Wrote != e.value() {
+		switch {
+		case r.Wrote != e.value():
 			e.next = now
+		case e.firstPut == 0:
+			e.firstPut = r.Sent
 		}
 	}
 	if e.firstPut == 0 || r.Sent < e.firstPut+e.cfg.Deadline {
@@ -320,6 +320,10 @@ func (e *Election) Failed(now, sent int64, why string) {
 // Claimed follows a claim of a takeover token.
 func (e *Election) Claimed(now int64, token uint64) {
 	e.Tick(now)
+	if token > e.token+1 {
+		// Someone has taken over whom no round has shown as a sender yet.
+		e.unsettle(now)
+	}
 	e.token = max(e.token, token)
 	if e.claim {
 		e.claim = false
@@ -342,9 +346,20 @@ func (e *Election) Force(now int64, m Mode) {
 	if m == e.mode {
 		return
 	}
+	if e.mode == ForceStandby {
+		e.firstPut = 0 // others may come back at the same moment
+	}
+	if m == ForceActive {
+		e.unsettle(now) // the active one still has to notice
+	}
 	e.mode = m
 	e.next = now
 	e.decide(now)
+}
+
+// unsettle makes us say that we share until all others have seen us.
+func (e *Election) unsettle(now int64) {
+	e.settled = max(e.settled, now+e.cfg.Heartbeat+2*e.cfg.Deadline)
 }
 
 // Leave makes us stop for good: nothing is owned from now on.
@@ -405,6 +420,18 @@ func (e *Election) best() bool {
 	return true
 }
 
+// firstOther returns the other member that comes before all others. There must
+// be one.
+func (e *Election) firstOther() *Member {
+	var first *Member
+	for i := range e.members {
+		if m := &e.members[i]; !e.self(m) && (first == nil || compare(m, first) < 0) {
+			first = m
+		}
+	}
+	return first
+}
+
 func (e *Election) others() (n int) {
 	for i := range e.members {
 		if !e.self(&e.members[i]) {
@@ -444,8 +471,7 @@ func (e *Election) decide(now int64) {
 	case e.lastGood == 0:
 		// Starting.
 	case !e.best():
-		leader, _ := e.Leader()
-		e.become(now, Standby, fmt.Sprintf("%s is older", leader.Name))
+		e.become(now, Standby, fmt.Sprintf("%s is older", e.firstOther().Name))
 	case e.firstPut == 0 || e.lastGood < e.firstPut+e.cfg.Deadline:
 		// We come first, but one that took an earlier timestamp may still be
 		// on its way to writing it. It has a Deadline for that.

@@ -320,6 +320,44 @@ func TestForce(t *testing.T) {
 	w.want("Redis away: all but those forced standby", w.senders("r"), "b")
 }
 
+// TestBackFromForced: all that were forced standby come back at about the same
+// time, whatever the latency. The oldest is active in the end, and never do two
+// send, each as if alone (the world watches that).
+func TestBackFromForced(t *testing.T) {
+	for _, latency := range []int64{2 * ms, 60 * ms, 200 * ms} {
+		for gap := int64(0); gap < 400*ms; gap += 20 * ms {
+			w := newWorld(t, "a", "b", "c")
+			w.latency = latency
+			w.run(3 * heartbeat)
+			for _, n := range w.nodes {
+				n.e.Force(n.local(), ForceStandby)
+			}
+			w.run(3 * heartbeat)
+			w.want("forced standby", w.senders("r"), "")
+			for _, name := range []string{"c", "b", "a"} {
+				n := w.nodes[name]
+				n.e.Force(n.local(), Auto)
+				w.run(gap)
+			}
+			w.until("one sends", 3*heartbeat, func() bool { return w.senders("r") == "a" })
+			w.run(2 * heartbeat)
+			w.want("active", w.active(), "a")
+		}
+	}
+}
+
+// TestReasons: a collector never names itself as the older one.
+func TestReasons(t *testing.T) {
+	w := settled(t, "a", "b")
+	b := w.nodes["b"]
+	b.e.Force(b.local(), ForceActive)
+	w.run(2 * heartbeat)
+	b.e.Force(b.local(), Auto)
+	if role, why, _ := b.e.Role(); role != Standby || why != "a is older" {
+		t.Errorf("%s because %q", role, why)
+	}
+}
+
 // TestRenew: signal 34 makes the collector the youngest, so that the next takes
 // over; alone it stays active.
 func TestRenew(t *testing.T) {

@@ -31,7 +31,7 @@ type world struct {
 	t       *testing.T
 	now     int64
 	latency int64
-	grace   int64 // of those that start from now on
+	grace   int64  // of those that start from now on
 	mode    string // of Redis: "" or what it does wrong: refuse, hang, errors
 	keys    map[string]key
 	said    map[string]Member // what members last said, which stays after their end
@@ -140,8 +140,9 @@ func (n *node) turn() {
 func (n *node) apply() {
 	for router := range n.hears {
 		d := n.duty(router)
-		if d.Send || !n.slow {
+		if (d.Send || !n.slow) && n.sends[router] != d.Send {
 			n.sends[router] = d.Send
+			n.e.Look(n.local()) // others must know
 		}
 	}
 }
