@@ -155,7 +155,7 @@ func (r *router) restart(d int64) {
 		}
 		r.history = append(r.history, said{at: r.w.now, kind: kindPeerDown, peer: byte(p)})
 	}
-	r.w.after(d, func() {
+	r.w.after(min(d, r.w.endAt-r.w.now), func() {
 		r.down = false
 		for p := range r.peers {
 			if r.up[p] == 0 {
@@ -205,12 +205,15 @@ func (r *router) connect(i int) {
 	r.opens = append(r.opens, w.now)
 	s.host = w.nodes[i].proc.accept(r.id, s)
 	for p := range r.peers {
-		if r.up[p] == 0 {
-			continue
-		}
 		peer := byte(p)
 		// The version is that of the dump: no change is newer.
 		v := uint32(len(r.history) - 1)
+		if r.up[p] == 0 {
+			// A real router says nothing of a peer that is down, and a consumer
+			// has to conclude it from the silence.
+			s.enqueue(item{at: w.now, changes: []change{{kind: kindPeerDown, dump: true, peer: peer, version: v}}})
+			continue
+		}
 		s.enqueue(item{at: w.now, changes: []change{{kind: kindPeerUp, dump: true, peer: peer, version: v}}, cap: r.up[p]})
 		var cs []change
 		flush := func() {

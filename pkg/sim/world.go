@@ -64,9 +64,9 @@ type world struct {
 	res  Result
 
 	// Settings of the run.
-	heartbeat, expiry, deadline, handover, window, margin int64
-	failures                                              int
-	budget                                                int64
+	heartbeat, expiry, deadline, handover, grace, window, margin int64
+	failures                                                     int
+	budget                                                       int64
 
 	redis   *redis
 	kafka   *kafka
@@ -177,7 +177,12 @@ func (w *world) setup() {
 	w.heartbeat, w.expiry = t[0], t[1]
 	w.deadline = election.Deadline(w.heartbeat, w.expiry)
 	w.failures = 3
-	w.handover = w.between(w.heartbeat, 2*w.expiry)
+	w.handover = 2 * w.expiry
+	w.grace = w.expiry
+	if w.chance(0.3) {
+		w.handover = w.between(w.heartbeat, 3*w.expiry)
+		w.grace = w.between(0, 2*w.expiry)
+	}
 	w.window = 15 * sec
 	w.margin = sec
 	w.budget = 4 << 20
