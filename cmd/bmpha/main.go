@@ -66,7 +66,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(), statusCommand(), maintenanceCommand(), configCommand(),
-			decodeCommand(), replayCommand(), versionCommand(),
+			decodeCommand(), replayCommand(), demoCommand(), versionCommand(),
 		},
 	}
 }
