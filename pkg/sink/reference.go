@@ -69,7 +69,6 @@ type referenceLane struct {
 	fatal       bool
 	purged      bool
 	outstanding int
-	spent       int // of these, those of spent streams
 }
 
 type referenceStream struct {
@@ -81,8 +80,6 @@ type referenceStream struct {
 	dead       int
 	moved      bool
 	err        error
-	failedFrom uint64 // lowest position that failed
-	spent      bool   // nothing before that is outstanding
 	singleEnd  uint64
 }
 
@@ -283,24 +280,10 @@ func (s *referenceSink) fail(st *referenceStream, pos uint64, topic string, why 
 	}
 	if st.err == nil {
 		st.err = fmt.Errorf("topic %s: position %d: %w", topic, pos, why)
-		st.failedFrom = pos
 		s.journal.fault(st.err.Error())
 	}
-	st.failedFrom = min(st.failedFrom, pos)
-	s.spend(st)
 	s.stats.Failed++
-	l.purged = false
 	s.move(st)
-}
-
-// spend notes when all that a failed stream has outstanding lies behind the
-// failure, and so will be sent again.
-func (s *referenceSink) spend(st *referenceStream) {
-	if st.err != nil && !st.spent && st.base == st.failedFrom {
-		st.spent = true
-		s.lanes[st.lane].spent += st.producing
-		s.lanes[st.lane].purged = false
-	}
 }
 
 func (s *referenceSink) failTopic(l *referenceLane, t *referenceTopic) {
@@ -353,16 +336,12 @@ func (s *referenceSink) delivered(m *kafka.Message) {
 	st.producing--
 	l.outstanding--
 	s.stats.Outstanding--
-	if st.spent {
-		l.spent--
-	}
 	err := m.TopicPartition.Error
 	if err == nil {
 		s.stats.Acked++
 		s.stats.Connected = true
 		l.failures = 0
 		st.ack(tag.pos)
-		s.spend(st)
 		s.move(st)
 		return
 	}
@@ -420,9 +399,6 @@ func (s *referenceSink) tend() {
 		case l.fatal && !l.purged:
 			l.purged = true
 			_ = l.producer.Purge(kafka.PurgeQueue | kafka.PurgeInFlight | kafka.PurgeNonBlocking)
-		case l.outstanding > 0 && l.outstanding == l.spent && !l.purged:
-			l.purged = true
-			_ = l.producer.Purge(kafka.PurgeQueue | kafka.PurgeNonBlocking)
 		}
 	}
 	if p := s.lanes[bulk].producer; !s.stats.Connected && !s.probing && p != nil && !s.stopped {
@@ -538,7 +514,6 @@ func (s *referenceSink) setAside() {
 			s.journal.fault(fmt.Sprintf("topic %s: record of %d bytes set aside: %s", d.record.Topic, len(d.record.Value), d.record.Error))
 			s.stats.Dead++
 			d.stream.ack(d.pos)
-			s.spend(d.stream)
 			s.move(d.stream)
 		}
 		s.mu.Unlock()
@@ -630,7 +605,7 @@ func (s *referenceSink) Reset(stream uint32, pos uint64) error {
 	if pos != st.base || pos >= st.singleEnd {
 		st.singleEnd = 0
 	}
-	st.lane, st.spent = bulk, false // Hand chooses the lane
+	st.lane = bulk // Hand chooses
 	st.base, st.next, st.done, st.err = pos, pos, map[uint64]struct{}{}, nil
 	return nil
 }

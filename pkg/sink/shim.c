@@ -166,8 +166,6 @@ typedef struct {
 	int err;           // of the first failure, 0 while good; read without lock by bk_hand
 	uint32_t err_topic;
 	uint64_t err_pos;
-	uint64_t failed_from; // lowest position that failed
-	int spent;         // nothing before that is outstanding
 	uint64_t single_end; // positions below go one by one
 	uint32_t in_producer;
 	uint32_t dead;
@@ -187,9 +185,7 @@ typedef struct {
 	int renew;         // has lost count of a topic: to be made anew, once empty
 	int progress;      // something was acknowledged
 	int64_t purge_at;  // ms; when to purge a failed producer again
-	int purged;        // the queue was purged and nothing failed since
 	uint32_t in_producer;
-	uint32_t spent;    // of these, those of spent streams
 } lane;
 
 typedef struct {
@@ -280,17 +276,6 @@ static void fail_topic(lane *l, topic *t) {
 	t->retry_at = now + (wait < RETRY_MAX_MS ? wait : RETRY_MAX_MS);
 }
 
-// spend notes when all that a failed stream has outstanding lies behind the
-// failure, and so will be sent again.
-static void spend(bk_sink *s, stream *st) {
-	lane *l = &s->lanes[st->lane];
-	if (!st->err || st->spent || st->ring.base != st->failed_from)
-		return;
-	st->spent = 1;
-	l->spent += st->in_producer;
-	l->purged = 0;
-}
-
 static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) {
 	lane *l = &s->lanes[st->lane];
 	if (of_topic(err))
@@ -298,13 +283,8 @@ static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) 
 	if (!st->err) {
 		st->err_pos = pos;
 		st->err_topic = topic;
-		st->failed_from = pos;
 		__atomic_store_n(&st->err, err, __ATOMIC_RELAXED);
 	}
-	if (pos < st->failed_from)
-		st->failed_from = pos;
-	spend(s, st);
-	l->purged = 0;
 	moved(s, st);
 }
 
@@ -314,8 +294,6 @@ static void leave(bk_sink *s, stream *st, uint32_t n) {
 	st->in_producer -= n;
 	l->in_producer -= n;
 	s->stats.outstanding -= n;
-	if (st->spent)
-		l->spent -= n;
 }
 
 static void bury(bk_sink *s, stream *st, bk_dead *d) {
@@ -386,7 +364,6 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 		s->stats.connected = 1;
 		l->progress = 1;
 		bk_ring_set(&st->ring, pos);
-		spend(s, st);
 		moved(s, st);
 		unlock(s);
 		return;
@@ -511,7 +488,7 @@ int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	if (index == BK_BULK)
 		for (uint32_t i = 0; i < s->topics_n; i++)
 			__atomic_store_n(&s->topics[i].apart, 0, __ATOMIC_RELAXED);
-	l->fatal = l->renew = l->progress = l->wanted = l->purged = 0;
+	l->fatal = l->renew = l->progress = l->wanted = 0;
 	l->purge_at = 0;
 	l->rk = rk;
 	pthread_cond_broadcast(&s->wake);
@@ -692,21 +669,16 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 	return (bk_handed){i, i ? BK_OK : outcome};
 }
 
-// tend looks after a lane whose producer failed or whose streams have all
-// stopped. It is called with the lock held.
+// tend takes out a producer that has failed for good or is to be made anew, once
+// nothing is in it. It is called with the lock held.
+//
+// There is no purge when just a stream fails, although what is queued behind the
+// failure will arrive twice: librdkafka purges later and by itself, and would
+// take along what good streams are given meanwhile.
 static void tend(bk_sink *s, lane *l) {
-	if (!l->rk)
+	if (!l->rk || !(l->fatal || l->renew))
 		return;
-	if (!l->fatal && !(l->renew && !l->in_producer)) {
-		// What is queued behind a failed record would only arrive twice. It can be
-		// purged when nothing else is in the same producer.
-		if (l->in_producer && l->in_producer == l->spent && !l->purged) {
-			l->purged = 1;
-			rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_NON_BLOCKING);
-		}
-		return;
-	}
-	if (l->in_producer && now_ms() >= l->purge_at) {
+	if (l->fatal && l->in_producer && now_ms() >= l->purge_at) {
 		l->purge_at = now_ms() + 1000;
 		rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_INFLIGHT | PURGE_NON_BLOCKING);
 	}
@@ -823,7 +795,7 @@ static int reset(bk_sink *s, uint32_t id, uint64_t pos) {
 	if (pos != st->ring.base || pos >= st->single_end)
 		st->single_end = 0;
 	st->lane = BK_BULK; // bk_hand chooses
-	st->err = st->spent = 0;
+	st->err = 0;
 	bk_ring_reset(&st->ring, pos);
 	return BK_OK;
 }
@@ -852,7 +824,6 @@ void bk_dead_done(bk_sink *s, bk_dead *d, int ok) {
 	if (ok) {
 		s->stats.dead++;
 		bk_ring_set(&st->ring, d->pos);
-		spend(s, st);
 	} else {
 		s->stats.failed++;
 		fail(s, st, BK_DEAD_LETTER, d->pos, d->topic);
