@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"errors"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -238,12 +239,13 @@ func (f *forwarder) report(r *router, rep *sink.Report, now int64) {
 		f.progress.Store(now)
 		r.backoff = 0
 	}
-	if rep.Err != nil {
+	// That a batch was refused for one record in it is the sink's way of finding
+	// the record: it goes on at once.
+	refused := errors.Is(rep.Err, sink.ErrBatchRefused)
+	if rep.Err != nil && !refused {
 		f.fail(r, rep.Err, uint64(rep.Outstanding))
-		r.stream.Report(rep.Acked, uint64(rep.Outstanding), true)
-	} else {
-		r.stream.Report(rep.Acked, uint64(rep.Outstanding), false)
 	}
+	r.stream.Report(rep.Acked, uint64(rep.Outstanding), rep.Err != nil)
 	f.account(r)
 	if r.stream.State() != gate.Sending {
 		f.discard(r)
@@ -252,7 +254,7 @@ func (f *forwarder) report(r *router, rep *sink.Report, now int64) {
 		f.c.co.kick() // others wait for this
 	}
 	r.cond.Broadcast()
-	if rep.Err == nil {
+	if rep.Err == nil || refused {
 		f.wake(r)
 	}
 }
