@@ -237,6 +237,7 @@ func (s *scene) setUp(ctx context.Context) (err error) {
 		s.tell("%s runs (process %d): %s", m.name, m.proc.PID(), want)
 	}
 	s.tell("look from another shell:  %s", s.hint())
+	s.tell("or, without a collector:  %s status --redis %s --cluster %s", s.o.Command, s.redis.Addr(), clusterName)
 	return s.startRouters()
 }
 

@@ -361,7 +361,13 @@ func (s *scene) kafkaAway(ctx context.Context) error {
 	waiting := s.ledger.missing
 	s.mu.Unlock()
 	s.tell("Kafka is back; %d records wait for it", waiting)
-	if err := s.until(ctx, "Kafka catches up", s.caughtUp); err != nil {
+	err := s.until(ctx, "Kafka has what was sent before", func(view) error {
+		if s.ledger.behind(back) > 0 {
+			return fmt.Errorf("%d records are missing", s.ledger.missing)
+		}
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	s.tell("all delivered, %s after Kafka came back", since(back))

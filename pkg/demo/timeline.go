@@ -111,7 +111,7 @@ type row struct {
 const (
 	cellTime = time.Second
 	// The smallest terminal that the timeline is drawn on.
-	leastColumns, leastLines = 50, 14
+	leastColumns, leastLines = 50, 18
 )
 
 // render draws a frame in the given size: no line is longer, and there is one
@@ -130,7 +130,9 @@ func (f frame) render(columns, lines int, style Style) []string {
 	put("")
 	if f.hint != "" {
 		put("From another shell:")
-		put("  %s", f.hint)
+		for _, l := range breakCommand(f.hint, columns) {
+			put("%s", l)
+		}
 		put("")
 	}
 	if room := lines - 1 - len(out); room > 0 {
@@ -195,6 +197,16 @@ func paint(cells []state, service bool, style Style) string {
 		b.WriteString("\x1b[0m")
 	}
 	return b.String()
+}
+
+// breakCommand puts a command that is too long for one line on two, so that it
+// can still be copied.
+func breakCommand(command string, columns int) []string {
+	at := strings.LastIndex(command, " --")
+	if utf8.RuneCountInString(command)+2 <= columns || at < 0 {
+		return []string{"  " + command}
+	}
+	return []string{"  " + command[:at] + " \\", "   " + command[at:]}
 }
 
 // clip cuts text to so many columns; each rune that the demo prints takes one.
