@@ -101,6 +101,7 @@ type Round struct {
 	Wrote     uint64   // the value written for ourselves, 0 for none
 	Members   []Member // all that live, we among them if written, and those lately gone
 	Shadowed  bool     // another instance holds our name
+	Unknown   bool     // Redis knew nothing of us before we wrote
 }
 
 // An Election is the view of one collector. Make it with New.
@@ -242,7 +243,10 @@ func (e *Election) Done(now int64, r Round) {
 	e.next = r.Sent + e.cfg.Heartbeat
 	e.shadowed = r.Shadowed
 	e.follow(now, r.Members)
-	lost := e.lost(now, r.Members)
+	var lost []Member
+	if r.Unknown && e.firstPut != 0 {
+		lost = e.lost(now, r.Members)
+	}
 	e.members = append(slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone }), lost...)
 	e.seen = now
 	e.lastGood = r.Sent
@@ -275,9 +279,10 @@ func (e *Election) Done(now int64, r Round) {
 }
 
 // lost returns those of the known members that a round does not speak of at all,
-// neither as living nor as gone, although their timestamps cannot have expired:
-// Redis has forgotten them, as after a restart, and they will be back with their
-// next heartbeat. Nothing is taken over from them before their time.
+// neither as living nor as gone, although their timestamps cannot have expired.
+// If Redis has forgotten us, it has forgotten them too, as after a restart, and
+// they will be back with their next heartbeat. Nothing is taken over from them
+// before their time.
 func (e *Election) lost(now int64, members []Member) (lost []Member) {
 	for _, m := range e.members {
 		m.TTL -= now - e.seen

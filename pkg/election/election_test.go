@@ -252,6 +252,17 @@ func TestRedisForgets(t *testing.T) {
 	}
 }
 
+// TestLeftUnseen: one that has left the list before we looked is not waited for.
+func TestLeftUnseen(t *testing.T) {
+	w := settled(t, "a", "b")
+	w.run(3 * heartbeat)
+	w.nodes["a"].dead = true
+	delete(w.keys, "a")
+	delete(w.said, "a")
+	w.announce()
+	w.until("takeover", 20*ms, func() bool { return w.senders("r") == "b" })
+}
+
 // TestRedisForgetsAndTheActiveDies: it is not waited for longer than its
 // timestamp would have lasted.
 func TestRedisForgetsAndTheActiveDies(t *testing.T) {
@@ -325,7 +336,7 @@ func TestForce(t *testing.T) {
 // send, each as if alone (the world watches that).
 func TestBackFromForced(t *testing.T) {
 	for _, latency := range []int64{2 * ms, 60 * ms, 200 * ms} {
-		for gap := int64(0); gap < 400*ms; gap += 20 * ms {
+		for gap := int64(0); gap < 400*ms; gap += 50 * ms {
 			w := newWorld(t, "a", "b", "c")
 			w.latency = latency
 			w.run(3 * heartbeat)

@@ -162,6 +162,8 @@ func (n *node) finish() {
 	if old, ok := w.said[n.name]; ok && old.Instance != n.e.cfg.Instance && w.alive(n.name) {
 		r.Shadowed, value = true, 0
 	}
+	_, known := w.said[n.name]
+	r.Unknown = !known
 	if value != 0 {
 		w.keys[n.name] = key{value, w.now + expiry}
 		me := Member{Name: n.name, Instance: n.e.cfg.Instance, Token: n.e.Token(), Routers: make(map[string]RouterState)}
