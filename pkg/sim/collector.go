@@ -61,6 +61,7 @@ type proc struct {
 	stopAt     int64
 	heir       bool
 	left       bool
+	resigning  bool
 	dead       bool
 	paused     bool
 	woken      []func()
@@ -256,7 +257,7 @@ func (p *proc) exchange() {
 	finish := func() {
 		p.busy = false
 		p.redisOff = v.time - (sent + trip/2)
-		p.el.Done(p.local(), election.Round{Sent: sent, RedisTime: v.time, Wrote: value, Members: v.members, Shadowed: v.shadowed})
+		p.el.Done(p.local(), election.Round{Sent: sent, RedisTime: v.time, Wrote: value, Members: v.members, Shadowed: v.shadowed, Unknown: v.unknown})
 		if claim {
 			p.el.Claimed(p.local(), token)
 		}
@@ -449,8 +450,20 @@ func (p *proc) stopStep() {
 		p.leave()
 		return // the streams stop in the next turn
 	}
+	if !p.resigning {
+		p.resigning = true
+		p.closeSessions()
+		p.do(0, p.resign)
+	}
+}
+
+// resign takes p off the list, after an exchange that is under way.
+func (p *proc) resign() {
 	p.ended = true
-	p.closeSessions()
+	if p.busy {
+		p.do(ms/10, p.resign)
+		return
+	}
 	rd := p.w.redis
 	rd.call(p, p.w.now+p.w.deadline, func() {
 		rd.keys[p.node.name] = &redisKey{value: election.ForcedStandby}
@@ -685,7 +698,7 @@ func (st *stream) hand() bool {
 func (p *proc) report(i int, acked, outstanding uint64, failed bool) {
 	st := p.streams[i]
 	if failed && p.w.opt.Defect == PopsOnFailure {
-		acked, outstanding, failed = p.out.streams[i].expect, 0, true
+		acked = p.out.streams[i].expect
 	}
 	st.gate.Report(acked, outstanding, failed)
 	if failed {

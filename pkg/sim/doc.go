@@ -41,6 +41,6 @@
 // failed, and counted: a standby that was full dropped what it had to (I1, I8);
 // a sender's session lagged behind the others' by more than the margin (I1, I8);
 // two senders, of which the one that was behind spoke last and then stopped (I8
-// only). A run with a single fault is excused only where that fault is the
-// reason itself.
+// only). A run with a single fault is not excused, unless the fault is that all
+// collectors were forced to be standby.
 package sim

@@ -133,11 +133,12 @@ type view struct {
 	time     int64
 	members  []election.Member
 	shadowed bool
+	unknown  bool
 }
 
 // read is the first half of a round.
 func (rd *redis) read(p *proc, timestamp uint64) *view {
-	v := &view{time: rd.clock()}
+	v := &view{time: rd.clock(), unknown: rd.index[p.node.name] == nil}
 	names := make([]string, 0, len(rd.index))
 	for name := range rd.index {
 		names = append(names, name)
@@ -184,15 +185,22 @@ func (rd *redis) write(p *proc, v *view, timestamp, value uint64, token uint64, 
 }
 
 func (rd *redis) put(name string, value uint64) {
-	for _, other := range rd.w.nodes {
-		if v, _, ok := rd.get(other.name); ok && other.name != name && v == value && value != election.ForcedStandby {
-			rd.w.fire(EqualTimestamps)
+	if old, _, _ := rd.get(name); old != value && value != election.ForcedStandby && value != election.ForcedActive {
+		for _, other := range rd.w.nodes {
+			if v, _, ok := rd.get(other.name); ok && other.name != name && v == value {
+				rd.w.fire(EqualTimestamps)
+			}
 		}
 	}
 	rd.keys[name] = &redisKey{value, rd.w.now + rd.w.expiry}
 }
 
+// claim gives the next token. A Redis that has forgotten goes on from its clock,
+// so that tokens rise even when no collector remembers the last one.
 func (rd *redis) claim(seen uint64) uint64 {
+	if rd.token == 0 {
+		rd.token = uint64(rd.clock())
+	}
 	rd.token = max(rd.token, seen) + 1
 	rd.w.res.Takeovers++
 	return rd.token

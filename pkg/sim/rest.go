@@ -55,10 +55,10 @@ func (w *world) checkLiveness() {
 	}
 }
 
-// excuse counts an excuse and reports whether there is one. Runs with a single
-// fault have none.
+// excuse reports whether there is an excuse for a loss. Runs with a single fault
+// have none, unless that was an operator who let no one send.
 func (w *world) excuse(r *router) (string, bool) {
-	if len(w.faults) <= 1 {
+	if len(w.faults) <= 1 && !w.has(ForceAllStandby) {
 		return "", false
 	}
 	for _, p := range w.procs {
