@@ -13,6 +13,15 @@ var (
 	minutes = flag.Int64("sim.minutes", 1, "minutes of faults in each run")
 )
 
+// few is a number of runs, less under -short (and the race detector, which has
+// nothing to find here: there are no goroutines).
+func few(n uint64) uint64 {
+	if testing.Short() {
+		return max(1, n/8)
+	}
+	return n
+}
+
 // TestSeeds runs many clusters. BMPHA_SEED=n runs one, with a trace under -v.
 func TestSeeds(t *testing.T) {
 	if s := os.Getenv("BMPHA_SEED"); s != "" {
@@ -92,7 +101,7 @@ func TestSeedsAreRuns(t *testing.T) {
 // TestQuiet: without faults each change is in Kafka exactly once, but for what
 // sessions dump when they open.
 func TestQuiet(t *testing.T) {
-	for seed := range uint64(30) {
+	for seed := range few(32) {
 		res := Run(Options{Seed: seed, Count: -1})
 		for _, v := range res.Violations {
 			t.Errorf("seed %d: %s", seed, v)
@@ -110,7 +119,7 @@ func TestEachFaultAlone(t *testing.T) {
 			continue
 		}
 		t.Run(f.String(), func(t *testing.T) {
-			for seed := range uint64(8) {
+			for seed := range few(8) {
 				res := Run(Options{Seed: seed, Only: []Fault{f}, Count: 1, Faults: 30 * sec})
 				for _, v := range res.Violations {
 					t.Errorf("seed %d: %s", seed, v)
@@ -126,13 +135,14 @@ func TestEachFaultAlone(t *testing.T) {
 // forgotten on its word.
 func TestLag(t *testing.T) {
 	lost := 0
-	for seed := range uint64(100) {
+	runs := few(100)
+	for seed := range runs {
 		res := Run(Options{Seed: seed, Lag: true, Only: []Fault{SlowSession, SlowSession, KillActive, Maintenance}, Count: 8})
 		if len(res.Violations) > 0 {
 			lost++
 		}
 	}
-	t.Logf("%d of 100 runs with a slow session and a change of the sender lost something", lost)
+	t.Logf("%d of %d runs with a slow session and a change of the sender lost something", lost, runs)
 	if lost == 0 {
 		t.Error("nothing was lost: the limit is gone, and with it the excuse in checkLoss")
 	}
