@@ -235,9 +235,9 @@ func (e *Election) Done(now int64, r Round) {
 		return
 	}
 	if _, unavailable := e.Unavailable(); unavailable {
-		// Timestamps have expired meanwhile. Whoever is alive tries once per
-		// Deadline and takes no longer than another to be there again.
-		e.settled = now + 2*e.cfg.Deadline
+		// Timestamps have expired meanwhile, and Redis may have lost its data.
+		// Whoever is alive will be there with its next heartbeat.
+		e.unsettle(now)
 	}
 	e.failures, e.failing = 0, ""
 	e.next = r.Sent + e.cfg.Heartbeat
