@@ -42,5 +42,5 @@
 // a sender's session lagged behind the others' by more than the margin (I1, I8);
 // two senders, of which the one that was behind spoke last and then stopped (I8
 // only). A run with a single fault is not excused, unless the fault is that all
-// collectors were forced to be standby.
+// collectors were stopped or forced to be standby and had to drop.
 package sim

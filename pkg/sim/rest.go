@@ -56,9 +56,9 @@ func (w *world) checkLiveness() {
 }
 
 // excuse reports whether there is an excuse for a loss. Runs with a single fault
-// have none, unless that was an operator who let no one send.
+// have none, unless no one was left to send.
 func (w *world) excuse(r *router) (string, bool) {
-	if len(w.faults) <= 1 && !w.has(ForceAllStandby) {
+	if len(w.faults) <= 1 && !w.has(ForceAllStandby) && !w.has(StopAll) {
 		return "", false
 	}
 	for _, p := range w.procs {
