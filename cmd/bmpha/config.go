@@ -49,10 +49,11 @@ func configCommand() *cli.Command {
 			"  BMPHA_KAFKA_TOPIC=lab bmpha config show -c bmpha.yaml",
 		Subcommands: []*cli.Command{
 			{
-				Name:        "check",
-				Usage:       "say what is wrong with a configuration, with file, line and key",
-				Description: "Exit codes: 0 it can be run; 1 it cannot, or the file cannot be read.",
-				Flags:       []cli.Flag{configFlag()},
+				Name:  "check",
+				Usage: "say what is wrong with a configuration, with file, line and key",
+				Description: "Example:\n  bmpha config check -c bmpha.yaml && systemctl restart bmpha\n\n" +
+					"Exit codes: 0 it can be run; 1 it cannot, or the file cannot be read.",
+				Flags: []cli.Flag{configFlag()},
 				Action: func(c *cli.Context) error {
 					if _, err := loadConfig(c.String("config")); err != nil {
 						return err
@@ -64,7 +65,7 @@ func configCommand() *cli.Command {
 			{
 				Name:        "show",
 				Usage:       "print the effective configuration: file, environment and defaults",
-				Description: "Secrets are shown as ***.",
+				Description: "Secrets are shown as ***.\n\nExample:\n  bmpha config show -c bmpha.yaml",
 				Flags:       []cli.Flag{configFlag()},
 				Action: func(c *cli.Context) error {
 					cfg, err := loadConfig(c.String("config"))

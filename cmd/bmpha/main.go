@@ -39,7 +39,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
-	return &cli.App{
+	app := &cli.App{
 		Name:  "bmpha",
 		Usage: "forward each BMP message once, from a pair of collectors",
 		Description: "Routers send their BMP feed to two or more collectors, so that one may die.\n" +
@@ -55,9 +55,6 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Writer:               stdout,
 		ErrWriter:            stderr,
 		ExitErrHandler:       func(*cli.Context, error) {},
-		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return fmt.Errorf("%w (see bmpha --help)", err)
-		},
 		Action: func(c *cli.Context) error {
 			if name := c.Args().First(); name != "" {
 				return fmt.Errorf("no command %q (see bmpha --help)", name)
@@ -68,5 +65,25 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			runCommand(), statusCommand(), maintenanceCommand(), configCommand(),
 			decodeCommand(), replayCommand(), demoCommand(), versionCommand(),
 		},
+	}
+	app.OnUsageError = usageError("bmpha")
+	complain("bmpha", app.Commands)
+	return app
+}
+
+// usageError is one line on standard error in place of the whole help on standard
+// output.
+func usageError(command string) cli.OnUsageErrorFunc {
+	return func(_ *cli.Context, err error, _ bool) error {
+		return fmt.Errorf("%w (see %s --help)", err, command)
+	}
+}
+
+// complain sets usageError for commands and theirs, which do not inherit it.
+func complain(parent string, commands []*cli.Command) {
+	for _, c := range commands {
+		name := parent + " " + c.Name
+		c.OnUsageError = usageError(name)
+		complain(name, c.Subcommands)
 	}
 }

@@ -40,9 +40,10 @@ func version() string {
 
 func versionCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "version",
-		Usage: "print what this program was built from",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "as a JSON object"}},
+		Name:        "version",
+		Usage:       "print what this program was built from",
+		Description: "Example:\n  bmpha version --json | jq -r .version",
+		Flags:       []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "as a JSON object"}},
 		Action: func(c *cli.Context) error {
 			v := struct {
 				Version    string `json:"version"`
