@@ -304,16 +304,20 @@ func (co *coordinator) apply(now int64) {
 		sends := r.stream.Wanted()
 		d := co.e.Duty(now, r.identity, r.session != nil, sends)
 		r.sender, r.lowWater = d.Sender, d.LowWater
+		lowWater := d.LowWater
+		if lowWater >= 0 {
+			lowWater = c.clock.fromRedis(lowWater)
+		}
+		if d.Send && !sends && lowWater >= 0 {
+			// The word that lets us take over also says how far the other has come.
+			r.stream.Trim(now, lowWater, margin, window)
+		}
 		r.stream.SetWanted(d.Send, token, d.Shared)
 		if d.Send {
 			c.fwd.wake(r)
 		} else {
 			if r.stream.State() != gate.Sending {
 				c.fwd.discard(r)
-			}
-			lowWater := d.LowWater
-			if lowWater >= 0 {
-				lowWater = c.clock.fromRedis(lowWater)
 			}
 			r.stream.Trim(now, lowWater, margin, window)
 		}

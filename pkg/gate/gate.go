@@ -131,6 +131,10 @@ type Stream struct {
 	busy bool // between Begin and End
 	fill      // owned by whoever is between Begin and End
 
+	vouched int64  // mark of a stream that has stopped, 0 when there is none
+	stopped int64  // lastSeen when it stopped
+	unsent  uint64 // forgotten until it stopped without a word that Kafka has it
+
 	open     bool  // a session is open at the end of the log
 	lastSeen int64 // arrival of the newest entry
 	lowWater int64 // last mark of the sender, -1 when there is none
@@ -255,6 +259,9 @@ func (s *Stream) Trim(now, lowWater, margin, window int64) {
 		return
 	}
 	s.lowWater = lowWater
+	if lowWater >= s.vouched {
+		s.vouched = 0
+	}
 	if lowWater >= 0 {
 		s.freeBefore(lowWater-margin, &s.n.FreedMark)
 	} else {
@@ -264,11 +271,16 @@ func (s *Stream) Trim(now, lowWater, margin, window int64) {
 
 // Mark returns the stream's own low-water mark: everything that arrived before
 // is acknowledged. It stands still while no session is open, because then
-// another collector may hear what this one does not. It reports false when the
-// stream does not send or never heard its router.
+// another collector may hear what this one does not. A stream that has stopped
+// goes on to vouch for what it had sent, until another sender vouches for as
+// much, so that whoever takes over need not send it again. It reports false when
+// the stream has nothing to vouch for or never heard its router.
 func (s *Stream) Mark(now int64) (int64, bool) {
-	if !s.want || s.n.Received == 0 {
+	if s.n.Received == 0 {
 		return 0, false
+	}
+	if !s.want {
+		return s.vouched, s.vouched > 0
 	}
 	if e, ok := s.log.Oldest(); ok {
 		return e.Arrival, true
@@ -296,8 +308,26 @@ func (s *Stream) SetWanted(want bool, token uint64, shared bool) {
 	if want {
 		s.replayUntil = max(s.replayUntil, s.log.End())
 		s.lowWater = -1
-	} else if s.state == Sending {
+		return
+	}
+	s.vouched, s.stopped, s.unsent = 0, s.lastSeen, s.n.Dropped+s.n.FreedWindow
+	if s.state != Holding {
+		s.vouch()
+	}
+	if s.state == Sending {
 		s.stop()
+	}
+}
+
+// vouch renews the mark of a stream that has stopped while what it had handed
+// over is being acknowledged.
+func (s *Stream) vouch() {
+	if s.n.Dropped+s.n.FreedWindow != s.unsent {
+		return // what is gone from the log need not be in Kafka
+	}
+	s.vouched = s.stopped
+	if e, ok := s.log.Oldest(); ok {
+		s.vouched = min(s.vouched, e.Arrival)
 	}
 }
 
@@ -463,6 +493,9 @@ func (s *Stream) Report(acked, outstanding uint64, failed bool) {
 		}
 		s.failed, s.undone = true, outstanding
 		s.state = Draining
+	}
+	if s.state == Draining && !s.want {
+		s.vouch()
 	}
 	s.drained()
 }

@@ -247,6 +247,66 @@ func TestMark(t *testing.T) {
 	check("all acknowledged, session closed: another may hear more", 99, 50, true)
 }
 
+// TestMarkAfterStop: a stream that has stopped vouches for what it had sent, and
+// for nothing that came later, until another sender does.
+func TestMarkAfterStop(t *testing.T) {
+	stopped := func(t *testing.T) (*Stream, *broker) {
+		s, k := newStream(1<<20), &broker{}
+		s.Append(hold.Opened, 1, 10, nil)
+		s.SetWanted(true, 1, false)
+		appendN(t, s, 20, 30)
+		pump(s, k, 100)
+		k.ack(3)
+		s.Report(k.acked, uint64(k.outstanding()), false)
+		s.SetWanted(false, 1, false)
+		return s, k
+	}
+	check := func(t *testing.T, s *Stream, want int64, wantOK bool) {
+		t.Helper()
+		if got, ok := s.Mark(90); got != want || ok != wantOK {
+			t.Errorf("mark %d %v, want %d %v", got, ok, want, wantOK)
+		}
+	}
+	s, k := stopped(t)
+	check(t, s, 22, true)
+	k.ack(4)
+	s.Report(k.acked, uint64(k.outstanding()), false)
+	check(t, s, 26, true)
+	appendN(t, s, 40, 50)
+	k.ack(k.outstanding())
+	s.Report(k.acked, 0, false)
+	check(t, s, 29, true) // what came at 40 is another's
+	s.Trim(60, 28, 0, 0)
+	check(t, s, 29, true)
+	s.Trim(60, 29, 0, 0)
+	check(t, s, 0, false)
+
+	t.Run("a failure", func(t *testing.T) {
+		s, k := stopped(t)
+		s.Report(k.acked, 0, true)
+		check(t, s, 22, true)
+	})
+	t.Run("forgotten without a word", func(t *testing.T) {
+		s, k := stopped(t)
+		s.Trim(100, -1, 0, 75)
+		k.ack(k.outstanding())
+		s.Report(k.acked, 0, false)
+		check(t, s, 22, true)
+	})
+	t.Run("it sends again", func(t *testing.T) {
+		s, _ := stopped(t)
+		s.SetWanted(true, 2, false)
+		check(t, s, 22, true)
+	})
+	t.Run("it never sent", func(t *testing.T) {
+		s := newStream(1 << 20)
+		appendN(t, s, 1, 10)
+		s.SetWanted(true, 1, false)
+		s.SetWanted(false, 1, false)
+		check(t, s, 0, false)
+	})
+}
+
 // TestFull says what happens when the memory is used up.
 func TestFull(t *testing.T) {
 	body := make([]byte, 1000)
