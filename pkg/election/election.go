@@ -123,6 +123,7 @@ type Election struct {
 	members  []Member // of the last good round
 	seen     int64    // when members was read
 	lastGood int64    // Sent of the last good round, 0 if none
+	forgot   int64    // until when members may be missing because Redis forgot them
 	settled  int64    // rounds sent before may miss members that Redis has lost
 	failures int      // failed rounds in a row
 	failing  string   // last error
@@ -245,6 +246,9 @@ func (e *Election) Done(now int64, r Round) {
 	e.follow(now, r.Members)
 	var lost []Member
 	if r.Unknown && e.firstPut != 0 {
+		e.forgot = now + e.cfg.Expiry
+	}
+	if now < e.forgot {
 		lost = e.lost(now, r.Members)
 	}
 	e.members = append(slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone }), lost...)

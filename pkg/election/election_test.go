@@ -247,7 +247,10 @@ func TestRedisForgets(t *testing.T) {
 		w.run(3*heartbeat + at)
 		w.keys, w.said, w.token = make(map[string]key), make(map[string]Member), 0
 		w.history = nil
-		w.run(5 * heartbeat)
+		for range 50 { // also when all look often
+			w.announce()
+			w.run(heartbeat / 10)
+		}
 		w.want("active over time", strings.Join(w.history, ","), "a")
 	}
 }
