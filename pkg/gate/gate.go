@@ -283,7 +283,9 @@ func (s *Stream) Mark(now int64) (int64, bool) {
 		return s.vouched, s.vouched > 0
 	}
 	if e, ok := s.log.Oldest(); ok {
-		return e.Arrival, true
+		// What was said before this session began was not heard here: others
+		// keep it until at least the opening is in Kafka, the table dump behind.
+		return e.Arrival, e.Kind != hold.Opened
 	}
 	if s.open {
 		return max(now, s.lastSeen), true
