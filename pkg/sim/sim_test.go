@@ -159,7 +159,7 @@ func TestMistakesAreFound(t *testing.T) {
 		{LiveBeforeHeld, 20, nil},
 		{PopsOnFailure, 60, nil},
 		{IgnoresLease, 40, nil},
-		{WindowOnly, 60, []Fault{KafkaOutage, CutActiveFromKafka, KillActive, Maintenance}},
+		{WindowOnly, 200, []Fault{KafkaOutage, CutActiveFromKafka, KillActive, Maintenance}},
 		{StandbyWaits, 60, []Fault{KafkaOutage, Burst}},
 		{ErrorsMeanAlone, 200, nil},
 	} {
