@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -252,10 +253,33 @@ type succession struct {
 // observe enters who is active now, "" for nobody.
 func (s *succession) observe(active string) {
 	if active == s.seen && active != "" && active != s.current {
+		// On the way from one to several, or back, they change one by one.
+		if n := len(s.steps); n > 1 && (grows(s.steps[n-2:], active) || shrinks(s.steps[n-2:], active)) {
+			s.steps = s.steps[:n-1]
+		}
 		s.current = active
 		s.steps = append(s.steps, active)
 	}
 	s.seen = active
+}
+
+func grows(two []string, then string) bool {
+	return within(two[0], two[1]) && within(two[1], then)
+}
+
+func shrinks(two []string, then string) bool {
+	return within(two[1], two[0]) && within(then, two[1])
+}
+
+// within says whether all of a are in b, as A+C in A+B+C.
+func within(a, b string) bool {
+	in := strings.Split(b, "+")
+	for name := range strings.SplitSeq(a, "+") {
+		if !slices.Contains(in, name) {
+			return false
+		}
+	}
+	return true
 }
 
 // begin starts a new sequence with whoever is active.

@@ -182,6 +182,8 @@ func TestSuccession(t *testing.T) {
 		{"one", []string{"A", "A", "A"}, "A"},
 		{"a takeover with a pause", []string{"A", "A", "", "", "B", "B"}, "A → B"},
 		{"two who were asked one after the other", []string{"A", "A", "A+B", "B", "B"}, "A → B"},
+		{"all, one by one, and back", []string{"C", "C", "B+C", "B+C", "A+B+C", "A+B+C", "A+C", "A+C", "C", "C"}, "C → A+B+C → C"},
+		{"one more and another less", []string{"A", "A", "A+B", "A+B", "B", "B", "B+C", "B+C"}, "A → A+B → B → B+C"},
 		{"two for a while", []string{"A", "A", "A+B", "A+B", "A", "A"}, "A → A+B → A"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
