@@ -121,7 +121,6 @@ type Election struct {
 	claimed   bool   // the token was claimed for the time as active that lasts
 
 	members  []Member // of the last good round
-	seen     int64    // when members was read
 	lastGood int64    // Sent of the last good round, 0 if none
 	forgot   int64    // until when members may be missing because Redis forgot them
 	settled  int64    // rounds sent before may miss members that Redis has lost
@@ -235,24 +234,23 @@ func (e *Election) Done(now int64, r Round) {
 	if r.Sent < e.woke {
 		return
 	}
-	if _, unavailable := e.Unavailable(); unavailable {
+	switch _, unavailable := e.Unavailable(); {
+	case unavailable:
 		// Timestamps have expired meanwhile, and Redis may have lost its data.
 		// Whoever is alive will be there with its next heartbeat.
 		e.unsettle(now)
+	case r.Unknown && e.firstPut != 0:
+		e.forgot = now + e.cfg.Heartbeat + 2*e.cfg.Deadline
 	}
 	e.failures, e.failing = 0, ""
 	e.next = r.Sent + e.cfg.Heartbeat
 	e.shadowed = r.Shadowed
 	e.follow(now, r.Members)
 	var lost []Member
-	if r.Unknown && e.firstPut != 0 {
-		e.forgot = now + e.cfg.Expiry
-	}
 	if now < e.forgot {
 		lost = e.lost(now, r.Members)
 	}
 	e.members = append(slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone }), lost...)
-	e.seen = now
 	e.lastGood = r.Sent
 	if r.Sent < e.settled {
 		e.next = min(e.next, max(now, e.settled))
@@ -283,17 +281,16 @@ func (e *Election) Done(now int64, r Round) {
 }
 
 // lost returns those of the known members that a round does not speak of at all,
-// neither as living nor as gone, although their timestamps cannot have expired.
-// If Redis has forgotten us, it has forgotten them too, as after a restart, and
-// they will be back with their next heartbeat. Nothing is taken over from them
-// before their time.
+// neither as living nor as gone. If Redis has forgotten us, as after a restart,
+// it has forgotten them too, and they will be back with their next heartbeat.
+// Nothing is taken over from them before.
 func (e *Election) lost(now int64, members []Member) (lost []Member) {
 	for _, m := range e.members {
-		m.TTL -= now - e.seen
-		if e.self(&m) || m.TTL <= 0 || m.Value == ForcedStandby ||
+		if e.self(&m) || m.Value == ForcedStandby ||
 			slices.ContainsFunc(members, func(o Member) bool { return o.Name == m.Name }) {
 			continue
 		}
+		m.TTL = e.forgot - now
 		lost = append(lost, m)
 	}
 	return lost

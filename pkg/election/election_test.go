@@ -266,8 +266,8 @@ func TestLeftUnseen(t *testing.T) {
 	w.until("takeover", 20*ms, func() bool { return w.senders("r") == "b" })
 }
 
-// TestRedisForgetsAndTheActiveDies: it is not waited for longer than its
-// timestamp would have lasted.
+// TestRedisForgetsAndTheActiveDies: it is not waited for longer than it would be
+// otherwise.
 func TestRedisForgetsAndTheActiveDies(t *testing.T) {
 	w := settled(t, "a", "b")
 	w.run(3 * heartbeat)
