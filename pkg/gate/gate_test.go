@@ -431,7 +431,7 @@ func BenchmarkStream(b *testing.B) {
 	s := newStream(1 << 30)
 	s.Append(hold.Opened, 1, 0, nil)
 	s.SetWanted(true, 1, false)
-	pos, _ := s.Start()
+	s.Start()
 	body := make([]byte, 130)
 	body[0] = 1
 	var batch record.Batch
@@ -441,7 +441,7 @@ func BenchmarkStream(b *testing.B) {
 		if i%500 == 499 && s.Begin() {
 			batch.Reset()
 			s.Fill(&batch, 1000, 1<<20, 0)
-			pos, _ = s.End(batch.Len())
+			pos, _ := s.End(batch.Len())
 			s.Handed(batch.Len())
 			s.Report(pos+uint64(batch.Len()), 0, false)
 		}
