@@ -183,7 +183,7 @@ control: {socket: %s}
 	l.t.Cleanup(m.client.Close)
 	m.Process, err = rig.Start(l.t.Context(), rig.Command{
 		Name: name, Path: binary(l.t), Args: []string{"run", "-c", m.file}, Log: m.log, Grace: 30 * time.Second,
-		Env: append(append([]string{"GORACE=exitcode=66 halt_on_error=1"}, l.env...), env...),
+		Env: append(append([]string{"GORACE=exitcode=66 halt_on_error=1 atexit_sleep_ms=0"}, l.env...), env...),
 		Ready: func() error {
 			_, err := m.client.Status(l.t.Context())
 			return err
@@ -258,7 +258,7 @@ func (m *member) seen(what string, cond func(*control.Status) error) {
 	})
 }
 
-// reported waits for a problem.
+// problem waits until the status tells of a problem.
 func (m *member) problem(code string) {
 	m.l.t.Helper()
 	m.seen("problem "+code, func(s *control.Status) error {
@@ -271,7 +271,7 @@ func (m *member) problem(code string) {
 	})
 }
 
-// pair starts two or more collectors, the first of them active.
+// cluster starts two or more collectors, the first of them active.
 func (l *lab) cluster(names ...string) []*member {
 	l.t.Helper()
 	var ms []*member
