@@ -39,7 +39,8 @@
 //
 // Where the design says that a promise has an end, a run is excused instead of
 // failed, and counted: a standby that was full dropped what it had to (I1, I8);
-// a sender's session lagged behind the others' by more than the margin (I1, I8);
+// a sender's session lagged behind the others' by more than the margin (I1, I7,
+// I8);
 // two senders, of which the one that was behind spoke last and then stopped (I8
 // only). A run with a single fault is not excused, unless the fault is that all
 // collectors were stopped or forced to be standby and had to drop.

@@ -316,7 +316,7 @@ func (p *partition) repeats(c *word) {
 		return
 	}
 	st := c.proc.streams[p.r.id]
-	if c.arrival(st) < st.wantedAt+p.w.margin {
+	if c.arrival(st) < st.wantedAt+p.w.margin || p.r.lagged != "" && !p.w.opt.Lag && len(p.w.faults) > 1 {
 		return
 	}
 	p.w.violate("I7: %s repeats change %d of router %d without a mark", c.proc.name(), c.version, p.r.id)
