@@ -113,6 +113,8 @@ type Stream struct {
 	state State
 	want  bool // the role says: send
 
+	uncovered bool // nobody else is known to send
+
 	token  uint64
 	shared bool
 
@@ -171,14 +173,19 @@ func (s *Stream) Held() (entries int, bytes int64, oldest int64) {
 	return s.log.Len(), s.log.Bytes(), oldest
 }
 
+// SetCovered says whether another collector is known to send for the router. A
+// new stream is covered.
+func (s *Stream) SetCovered(covered bool) { s.uncovered = !covered }
+
 // Append adds an entry that arrived at now. It reports false when it must wait:
-// the stream is to send and its memory is full, so that TCP has to slow the
-// router down. A stream that only holds never makes the router wait: it drops
+// memory is full and what the router said may be nowhere else, because the stream
+// is to send or nobody is known to, so that TCP has to slow the router down. A
+// stream that only holds what another sends never makes the router wait: it drops
 // the oldest instead.
 func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) bool {
 	now = max(now, s.lastSeen)
 	for !s.log.Append(kind, session, now, body) {
-		if s.want || !s.makeRoom() {
+		if s.want || s.uncovered || !s.makeRoom() {
 			return false
 		}
 	}
@@ -330,6 +337,9 @@ func (s *Stream) vouch() {
 	s.vouched = s.stopped
 	if e, ok := s.log.Oldest(); ok {
 		s.vouched = min(s.vouched, e.Arrival)
+		if e.Kind == hold.Opened {
+			s.vouched = 0 // as in Mark
+		}
 	}
 }
 

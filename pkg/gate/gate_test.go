@@ -310,6 +310,25 @@ func TestMarkAfterStop(t *testing.T) {
 	})
 }
 
+// TestMarkOfANewSession: a stream that stops before anything of its session is in
+// Kafka vouches for nothing; it never heard what was said before.
+func TestMarkOfANewSession(t *testing.T) {
+	s, k := newStream(1<<20), &broker{}
+	s.Append(hold.Opened, 1, 10, nil)
+	appendN(t, s, 20, 30)
+	s.SetWanted(true, 1, false)
+	pump(s, k, 100)
+	if mark, ok := s.Mark(40); ok {
+		t.Errorf("sending: mark %d", mark)
+	}
+	s.SetWanted(false, 1, false)
+	k.sent = k.sent[:0]
+	s.Report(k.acked, 0, true)
+	if mark, ok := s.Mark(40); ok {
+		t.Errorf("stopped: mark %d", mark)
+	}
+}
+
 // TestFull says what happens when the memory is used up.
 func TestFull(t *testing.T) {
 	body := make([]byte, 1000)
@@ -337,6 +356,21 @@ func TestFull(t *testing.T) {
 		}
 		if c := s.Counters(); c.Dropped != 0 || c.FreedMark != 400 {
 			t.Errorf("counters %+v", c)
+		}
+	})
+	t.Run("without any sender the router waits", func(t *testing.T) {
+		s := newStream(1 << 20)
+		s.SetCovered(false)
+		n := int64(0)
+		for s.Append(hold.Message, 1, n, body) {
+			n++
+		}
+		if c := s.Counters(); c.Dropped != 0 {
+			t.Errorf("dropped %d", c.Dropped)
+		}
+		s.SetCovered(true)
+		if !s.Append(hold.Message, 1, n, body) {
+			t.Error("still waits although another sends")
 		}
 	})
 	t.Run("a sender makes the router wait", func(t *testing.T) {
