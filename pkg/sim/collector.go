@@ -361,17 +361,20 @@ func (p *proc) apply(now int64) {
 				st.wantedAt = now
 			}
 		}
+		low := d.LowWater
+		if low >= 0 {
+			low = max(0, low-p.redisOff)
+		}
+		if w.opt.Defect == WindowOnly {
+			low = -1
+		}
+		if d.Send && !sends && low >= 0 {
+			st.gate.Trim(now, low, w.margin, w.window)
+		}
 		st.gate.SetWanted(d.Send, p.el.Token(), d.Shared)
 		if !d.Send {
 			if st.gate.State() != gate.Sending {
 				st.words = nil
-			}
-			low := d.LowWater
-			if low >= 0 {
-				low = max(0, low-p.redisOff)
-			}
-			if w.opt.Defect == WindowOnly {
-				low = -1
 			}
 			st.gate.Trim(now, low, w.margin, w.window)
 		}
