@@ -42,6 +42,7 @@ const (
 	scanInterval = time.Second
 	scanPatience = 3 * time.Second
 	forgetAfter  = int64(time.Hour / time.Microsecond)
+	maxNativeTTL = time.Minute // native members write 3 s
 )
 
 // A Client talks to one Redis for one process. Its methods are safe for
@@ -54,6 +55,8 @@ type Client struct {
 
 	mu      sync.Mutex
 	native  []string // processes with a timestamp key, by the last scan
+	scanErr string   // why that scan failed
+	waited  bool     // for the first scan, as long as we do
 	scanned chan struct{}
 	stop    context.CancelFunc
 	done    sync.WaitGroup
@@ -116,6 +119,7 @@ type View struct {
 	RedisTime int64 // µs
 	Members   []Member
 	Shadowed  bool
+	Unknown   bool // Redis holds nothing that we have said
 }
 
 // Round writes what self says, with value as its timestamp (0: only look), and
@@ -132,7 +136,7 @@ func (c *Client) Round(ctx context.Context, self *Self, timestamp, value uint64,
 	if err != nil {
 		return r, nil, err
 	}
-	r.Shadowed = view.Shadowed
+	r.Shadowed, r.Unknown = view.Shadowed, view.Unknown
 	if view.Shadowed {
 		value = 0
 	}
@@ -175,13 +179,29 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 	}
 	view := &View{RedisTime: clock.Val().UnixMicro()}
 	fields := entries.Val()
+	_, known := fields[c.opts.Process]
+	view.Unknown = !known
+	var stale []string
 	for name, value := range fields {
-		e, instance, err := parseEntry(name, value)
-		if err != nil || len(view.Members) >= maxMembers {
+		if len(view.Members) >= maxMembers {
 			c.skipped.Add(1)
 			continue
 		}
+		e, instance, err := parseEntry(name, value)
+		if err != nil {
+			// Not ours, or of a member that we do not understand. If it has a
+			// timestamp that lives, that counts as a native one's does.
+			c.skipped.Add(1)
+			if self == nil || name != c.opts.Process {
+				view.Members = append(view.Members, Member{Member: election.Member{Name: name, Native: true}})
+			}
+			continue
+		}
 		age := view.RedisTime - e.Beat
+		if age < -c.opts.Expiry.Microseconds() {
+			c.skipped.Add(1) // written before Redis' clock was set back
+			continue
+		}
 		mine := self != nil && name == c.opts.Process
 		if mine && instance != self.Instance && age < c.opts.Expiry.Microseconds() && older(e.Time, instance, timestamp, self.Instance) {
 			view.Shadowed = true
@@ -191,7 +211,7 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 		}
 		if age > c.opts.Keep.Microseconds() {
 			if age > forgetAfter {
-				c.rdb.HDel(ctx, c.opts.Keys.Members(), name)
+				stale = append(stale, name)
 			}
 			continue
 		}
@@ -200,6 +220,9 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 			Own:    e.Time, Beat: e.Beat, Version: e.Version, Host: e.Host, PID: e.PID,
 			Role: e.Role, Mode: e.Mode, Reason: e.Reason, Since: e.Since,
 		})
+	}
+	if len(stale) > 0 {
+		c.rdb.HDel(ctx, c.opts.Keys.Members(), stale...)
 	}
 	for _, name := range c.natives() {
 		if _, ours := fields[name]; !ours && (self == nil || name != c.opts.Process) {
@@ -225,7 +248,7 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 	ttls := make([]*redis.DurationCmd, len(view.Members))
 	var set *redis.StatusCmd
 	var put *redis.IntCmd
-	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+	_, _ = c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error { // each command has its own error
 		if value != 0 {
 			set = p.Set(ctx, k.Timestamp(c.opts.Process), value, c.opts.Expiry)
 			put = p.HSet(ctx, k.Members(), c.opts.Process, self.encode(timestamp, view.RedisTime))
@@ -244,20 +267,24 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 	for i := range view.Members {
 		m := view.Members[i]
 		s, getErr := values[i].Result()
+		ttl := ttls[i].Val()
 		t, ok := parseTimestamp(s)
 		switch {
 		case errors.Is(getErr, redis.Nil):
 			m.Gone = true
-		case getErr != nil && isReply(getErr), getErr == nil && !ok: // another type, not a number
+		case getErr != nil && redis.HasErrorPrefix(getErr, "WRONGTYPE"), getErr == nil && !ok: // not a number
 			c.skipped.Add(1)
 			m.Gone = true
-		case getErr != nil:
-			return fmt.Errorf("read from Redis at %s: %w", c.opts.Address, plain(err))
+		case getErr != nil: // not taken for "nobody there"
+			return fmt.Errorf("read from Redis at %s: %w", c.opts.Address, plain(getErr))
+		case m.Native && t != election.ForcedStandby && (ttl <= 0 || ttl > maxNativeTTL):
+			// Native members write expiring keys. This one would never go away
+			// and keep everyone waiting.
+			c.skipped.Add(1)
+			m.Gone = true
 		default:
 			m.Value = t
-			if d, err := ttls[i].Result(); err == nil && d > 0 {
-				m.TTL = d.Microseconds()
-			}
+			m.TTL = max(0, ttl.Microseconds())
 		}
 		if m.Native && (m.Gone || m.Value == election.ForcedStandby) {
 			continue // expired meanwhile, or left behind by one that has left
@@ -308,14 +335,22 @@ func (c *Client) Publish(ctx context.Context, self *Self, timestamp uint64, beat
 	return nil
 }
 
-// Claim takes the next takeover token, larger than seen.
+// Claim takes the next takeover token, larger than seen. A Redis that has lost
+// its counter goes on from its clock, so that tokens rise even if no collector
+// remembers the last one.
 func (c *Client) Claim(ctx context.Context, seen uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
 	defer cancel()
-	n, err := c.rdb.Incr(ctx, c.opts.Keys.Token()).Uint64()
-	if err == nil && n <= seen { // Redis has forgotten
-		n = seen + 1
-		err = c.rdb.Set(ctx, c.opts.Keys.Token(), n, 0).Err()
+	key := c.opts.Keys.Token()
+	n, err := c.rdb.Incr(ctx, key).Uint64()
+	if err == nil && (n == 1 || n <= seen) || err != nil && isReply(err) { // lost, or something else is there
+		var now time.Time
+		if now, err = c.rdb.Time(ctx).Result(); err == nil {
+			n = max(seen+1, uint64(now.UnixMicro()))
+			if err = c.rdb.Set(ctx, key, n, 0).Err(); err != nil && isReply(err) {
+				err = nil // it answers, and the token is larger than any that was given
+			}
+		}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("claim a takeover token from Redis at %s: %w", c.opts.Address, plain(err))
@@ -372,19 +407,29 @@ func (c *Client) Leave(ctx context.Context) error {
 	return nil
 }
 
-// awaitScan waits for the first look for native members.
+// awaitScan waits for the first look for native members, once.
 func (c *Client) awaitScan(ctx context.Context) {
+	c.mu.Lock()
+	waited := c.waited
+	c.waited = true
+	c.mu.Unlock()
+	if waited {
+		return
+	}
+	t := time.NewTimer(scanPatience)
+	defer t.Stop()
 	select {
 	case <-c.scanned:
-	default:
-		t := time.NewTimer(scanPatience)
-		defer t.Stop()
-		select {
-		case <-c.scanned:
-		case <-ctx.Done():
-		case <-t.C:
-		}
+	case <-ctx.Done():
+	case <-t.C:
 	}
+}
+
+// ScanError says why the last look for native members failed, "" if it did not.
+func (c *Client) ScanError() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.scanErr
 }
 
 func (c *Client) natives() []string {
@@ -397,11 +442,14 @@ func (c *Client) scanLoop(ctx context.Context) {
 	first := true
 	for ctx.Err() == nil {
 		names, err := c.scan(ctx)
+		c.mu.Lock()
+		c.scanErr = ""
 		if err == nil {
-			c.mu.Lock()
 			c.native = names
-			c.mu.Unlock()
+		} else if ctx.Err() == nil {
+			c.scanErr = plain(err).Error()
 		}
+		c.mu.Unlock()
 		if first { // also after an error: rounds will tell
 			first = false
 			close(c.scanned)

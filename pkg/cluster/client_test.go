@@ -147,8 +147,9 @@ func TestOtherPeoplesKeys(t *testing.T) {
 		rdb.Set(ctx, key("zero"), "0", 0)
 		rdb.Set(ctx, key("negative"), "-5", 0)
 		rdb.Set(ctx, key("huge"), strings.Repeat("9", 400), 0)
+		rdb.Set(ctx, key("forever"), 5, 0) // a native member's would expire
 		for i := range 400 {
-			rdb.Set(ctx, key(fmt.Sprintf("n%d", i)), 1000+i, 0)
+			rdb.Set(ctx, key(fmt.Sprintf("n%d", i)), 1000+i, 5*time.Second)
 		}
 		rdb.HSet(ctx, "bmpha:lab+3:members", "junk", "{", "old", `{"v":0}`, "name", `{"v":1,"instance":"zz"}`, "deep", strings.Repeat("[", 100000))
 		c := client(t, r, "a")
@@ -162,8 +163,23 @@ func TestOtherPeoplesKeys(t *testing.T) {
 		if native != 400 || len(got.Members) != 401 {
 			t.Errorf("%d native of %d members, want 400 of 401", native, len(got.Members))
 		}
-		if c.Skipped() < 9 {
-			t.Errorf("skipped %d values, want all 9", c.Skipped())
+		if c.Skipped() < 10 {
+			t.Errorf("skipped %d values, want all 10", c.Skipped())
+		}
+	})
+	t.Run("an entry that we do not understand counts by its timestamp", func(t *testing.T) {
+		r, err := rig.StartEmbeddedRedis(rig.RedisOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		rdb := r.Client()
+		defer rdb.Close()
+		rdb.HSet(t.Context(), "bmpha:lab+3:members", "strange", "?")
+		rdb.Set(t.Context(), "lab+3+strange"+suffix, 7, 5*time.Second)
+		got, _ := round(t, client(t, r, "a"), &Self{Instance: 1}, 9)
+		if m, ok := find(got, "strange"); !ok || m.Value != 7 {
+			t.Errorf("seen as %+v (%v)", m, ok)
 		}
 	})
 	t.Run("the members hash is of another type", func(t *testing.T) {
@@ -240,11 +256,17 @@ func TestClaim(t *testing.T) {
 		rdb := r.Client()
 		defer rdb.Close()
 		rdb.FlushAll(t.Context())
-		if n, err := c.Claim(t.Context(), 1000); err != nil || n != 1001 {
-			t.Errorf("claim of a Redis that forgot: %d %v", n, err)
+		// A Redis that forgot, and a collector that never knew.
+		n, err := c.Claim(t.Context(), 0)
+		if err != nil || n <= last {
+			t.Errorf("claim of a Redis that forgot: %d after %d, %v", n, last, err)
 		}
-		if n, err := c.Claim(t.Context(), 5); err != nil || n != 1002 {
-			t.Errorf("claim of another: %d %v", n, err)
+		if again, err := c.Claim(t.Context(), n+1000); err != nil || again <= n+1000 {
+			t.Errorf("claim by one that has seen %d: %d %v", n+1000, again, err)
+		}
+		rdb.Set(t.Context(), "bmpha:lab+3:token", "not a number", 0)
+		if again, err := c.Claim(t.Context(), n); err != nil || again <= n {
+			t.Errorf("claim of a counter that is none: %d after %d, %v", again, n, err)
 		}
 	})
 }

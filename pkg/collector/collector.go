@@ -16,8 +16,8 @@
 //     (coordinate.go).
 //
 // Locks: each router has one lock, held for appends, for handing over and for
-// reports, never while reading from the network or encoding. The run queue's
-// lock and the table's lock are taken inside or alone, never around it.
+// reports, never while reading from the network or encoding. The run queue's lock
+// may be taken inside it; the table's and the coordinator's only around it.
 package collector
 
 import (
@@ -98,6 +98,7 @@ type Collector struct {
 
 	listeners []net.Listener
 	sessions  sync.WaitGroup
+	conns     sync.Map // *session: all that are open, with a router or not yet
 	open      atomic.Int64
 	nextID    atomic.Uint32 // of sessions
 	closing   atomic.Bool
@@ -109,6 +110,7 @@ type counts struct {
 	accepted, notAllowed, tooMany, notBMP, displaced, outOfRouters atomic.Uint64
 	closedRouter, closedBadInput, closedStalled                    atomic.Uint64
 	dropped                                                        atomic.Uint64    // by routers since forgotten
+	replayed                                                       atomic.Uint64    // likewise
 	droppedAt                                                      atomic.Int64     // when a message was last dropped
 	byType                                                         [8]atomic.Uint64 // BMP message types 0 to 6, others
 }
@@ -126,9 +128,10 @@ func New(ctx context.Context, o Options) (*Collector, error) {
 	c.routers.init()
 	c.fwd.init(c)
 	c.co.init(c)
-	lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: o.KeepAlive >= 0, Idle: o.KeepAlive, Interval: o.KeepAlive / 3, Count: 3,
-	}}
+	lc := net.ListenConfig{KeepAlive: -1} // off
+	if o.KeepAlive > 0 {
+		lc.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: o.KeepAlive, Interval: o.KeepAlive / 3, Count: 3}
+	}
 	for _, addr := range o.Listen {
 		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
@@ -184,43 +187,55 @@ func (c *Collector) Run(ctx context.Context) error {
 	return errors.Join(err, c.o.Sink.Close(sinkPatience), c.co.client.Close())
 }
 
-// stop ends the service in the order that loses nothing.
+// stop ends the service in the order that loses nothing: what no one else has is
+// sent, then the rest is handed over. Without a member to hand over to, everything
+// is sent.
 func (c *Collector) stop() error {
 	c.closeListeners()
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.StopTimeout)
 	defer cancel()
-	if heir, ok := c.co.heir(); ok {
-		c.log.Info("handing over", "to", heir)
-		c.co.leave()
-		c.await(ctx, (*router).atRest)
-		c.closeSessions()
+	heir, orphans := c.co.heir()
+	if heir != "" {
+		c.log.Info("handing over", "to", heir, "routers_only_heard_here", len(orphans))
 	} else {
-		// No one else: what was received is ours to deliver.
 		c.log.Info("flushing: no other member to hand over to")
-		c.closeSessions()
-		c.await(ctx, func(r *router) bool { return !r.stream.Wanted() || r.empty() })
-		c.co.leave()
 	}
-	c.co.resign(ctx)
-	var left int
-	for _, r := range c.routers.all() {
+	for _, r := range orphans {
 		r.mu.Lock()
-		if r.stream.Wanted() {
-			n, _, _ := r.stream.Held()
-			left += n
+		r.flushing = true
+		if r.session != nil {
+			r.session.aborted = true
+			r.session.conn.Close()
 		}
+		r.cond.Broadcast()
 		r.mu.Unlock()
 	}
+	if heir == "" {
+		c.closeSessions()
+	}
+	c.co.kick()
+	c.await(ctx, orphans, func(r *router) bool { return r.session == nil && r.empty() })
+	left := 0
+	for _, r := range orphans {
+		r.mu.Lock()
+		n, _, _ := r.stream.Held()
+		r.mu.Unlock()
+		left += n
+	}
+	c.co.leave()
+	c.await(ctx, c.routers.all(), (*router).atRest)
+	c.closeSessions()
+	c.co.resign()
 	if left > 0 {
-		return fmt.Errorf("stopped with %d BMP messages that Kafka has not acknowledged", left)
+		return fmt.Errorf("stopped with %d BMP messages that Kafka has not acknowledged and nobody else has", left)
 	}
 	return nil
 }
 
-// await waits until done holds for every router, or ctx ends.
-func (c *Collector) await(ctx context.Context, done func(*router) bool) {
-	for _, r := range c.routers.all() {
-		stop := context.AfterFunc(ctx, func() { r.cond.Broadcast() })
+// await waits until done holds for each of the routers, or ctx ends.
+func (c *Collector) await(ctx context.Context, list []*router, done func(*router) bool) {
+	for _, r := range list {
+		stop := context.AfterFunc(ctx, r.wakeAll)
 		r.mu.Lock()
 		for !done(r) && ctx.Err() == nil {
 			r.cond.Wait()
@@ -230,17 +245,23 @@ func (c *Collector) await(ctx context.Context, done func(*router) bool) {
 	}
 }
 
+// wakeAll wakes all that wait for a change of r.
+func (r *router) wakeAll() {
+	r.mu.Lock()
+	r.cond.Broadcast()
+	r.mu.Unlock()
+}
+
 // closeSessions ends all sessions and waits until their last entries are in the
-// logs.
+// logs, which is at once.
 func (c *Collector) closeSessions() {
 	c.closing.Store(true)
+	c.conns.Range(func(s, _ any) bool {
+		s.(*session).conn.Close()
+		return true
+	})
 	for _, r := range c.routers.all() {
-		r.mu.Lock()
-		if r.session != nil {
-			r.session.conn.Close()
-		}
-		r.cond.Broadcast()
-		r.mu.Unlock()
+		r.wakeAll()
 	}
 	c.sessions.Wait()
 }

@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,12 +34,15 @@ type coordinator struct {
 	e         *election.Election
 	busy      bool // an exchange with Redis is under way
 	publishAt int64
+	rounds    *rate.Limiter
+	paced     int64         // no round before
 	publishes chan struct{} // holds a token while a publish is under way
 	results   chan result
 	wrote     uint64 // the last value written
 	said      string // what was last announced
 	announce  bool
 	again     bool          // something new came while an exchange was under way
+	left      bool          // nothing is ours any more
 	ended     bool          // resigned: no more exchanges
 	idle      chan struct{} // closed when the last exchange is over
 
@@ -83,12 +87,15 @@ type result struct {
 	trip  int64
 	token uint64 // set if a claim was made
 	claim bool
+	// unsaid is set when an announcement was to be made and failed.
+	unsaid bool
 }
 
 func (co *coordinator) init(c *Collector) {
 	co.c = c
 	co.host, _ = os.Hostname()
 	co.noise = rate.NewLimiter(rate.Every(10*time.Second), 10)
+	co.rounds = rate.NewLimiter(rate.Every(c.o.Heartbeat/16), 32)
 	co.wakeup = make(chan struct{}, 1)
 	co.changed = make(chan struct{})
 	co.look = make(chan struct{}, 1)
@@ -150,15 +157,20 @@ func (co *coordinator) run(ctx context.Context) {
 		co.turned.Store(now)
 		co.e.Tick(now)
 		co.apply(now)
-		if !co.busy && !co.ended && now >= co.e.Next() {
+		due := max(co.e.Next(), co.paced)
+		if !co.busy && !co.ended && now >= due {
+			co.paceOut(now)
 			co.exchange(ctx, &exchanges)
 		}
 		if !co.ended && now >= co.publishAt {
 			co.publish(ctx, &exchanges, now)
 		}
-		next := min(now+tick, co.publishAt)
-		if !co.busy && !co.ended {
-			next = min(next, co.e.Next())
+		next := now + tick
+		if !co.ended {
+			next = min(next, co.publishAt)
+			if !co.busy {
+				next = min(next, due)
+			}
 		}
 		timer.Reset(time.Duration(max(next-clk.now(), 0)) * time.Microsecond)
 		select {
@@ -176,6 +188,13 @@ func (co *coordinator) run(ctx context.Context) {
 	}
 }
 
+// paceOut keeps what the network causes (announcements, routers that come and
+// go) from making rounds without end: beyond a burst they are a few per heartbeat.
+func (co *coordinator) paceOut(now int64) {
+	r := co.rounds.ReserveN(co.c.clock.start.Add(time.Duration(now)*time.Microsecond), 1)
+	co.paced = now + r.DelayFrom(co.c.clock.start.Add(time.Duration(now)*time.Microsecond)).Microseconds()
+}
+
 // exchange begins a round with Redis.
 func (co *coordinator) exchange(ctx context.Context, wg *sync.WaitGroup) {
 	co.busy = true
@@ -189,12 +208,13 @@ func (co *coordinator) exchange(ctx context.Context, wg *sync.WaitGroup) {
 	wg.Go(func() {
 		r := result{claim: claim}
 		r.round, r.view, r.err = co.client.Round(ctx, self, timestamp, value, clk.now)
-		r.trip = clk.now() - r.round.Sent
+		r.trip = clk.now() - r.round.Sent // both requests; the clock is read in the first
 		if r.err == nil && claim {
 			r.token, r.err = co.client.Claim(ctx, seen)
 		}
-		if r.err == nil && announce {
-			r.err = co.client.Announce(ctx)
+		if announce {
+			// Others find out by their next round anyway.
+			r.unsaid = r.err != nil || co.client.Announce(ctx) != nil
 		}
 		co.results <- r
 	})
@@ -210,6 +230,7 @@ func (co *coordinator) finish(now int64, r result) {
 	if r.err != nil && co.ended {
 		return
 	}
+	co.announce = co.announce || r.unsaid
 	co.mu.Lock()
 	s := &co.seen
 	if r.err != nil {
@@ -226,7 +247,9 @@ func (co *coordinator) finish(now int64, r result) {
 		co.e.Failed(now, r.round.Sent, r.err.Error())
 		return
 	}
-	co.c.clock.redis.Store(r.round.RedisTime - (r.round.Sent + r.trip/2))
+	if r.trip <= co.c.electionConfig().Deadline {
+		co.c.clock.redis.Store(r.round.RedisTime - (r.round.Sent + r.trip/2))
+	}
 	co.e.Done(now, r.round)
 	if r.claim {
 		co.e.Claimed(now, r.token)
@@ -277,7 +300,7 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		state := election.RouterState{
-			Hears: r.session != nil,
+			Hears: r.session != nil && !r.flushing,
 			Sends: r.stream.Wanted() || r.stream.State() != gate.Holding,
 			Mark:  -1,
 		}
@@ -285,8 +308,8 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 			state.Mark = clk.toRedis(mark)
 			any = true
 		}
+		s.Routers[r.key] = state
 		r.mu.Unlock()
-		s.Routers[r.identity] = state
 	}
 	return s, any
 }
@@ -302,11 +325,18 @@ func (co *coordinator) apply(now int64) {
 	for _, r := range c.routers.all() {
 		r.mu.Lock()
 		sends := r.stream.Wanted()
-		d := co.e.Duty(now, r.identity, r.session != nil, sends)
+		d := co.e.Duty(now, r.key, r.session != nil, sends)
+		if r.flushing && !co.left {
+			d.Send = true // nobody else can
+		}
 		r.sender, r.lowWater = d.Sender, d.LowWater
+		r.stream.SetCovered(d.Sender != "" && d.Sender != c.o.Process || co.left)
 		lowWater := d.LowWater
 		if lowWater >= 0 {
 			lowWater = c.clock.fromRedis(lowWater)
+			if lowWater > now+margin {
+				lowWater = 0 // Redis' clock has changed: such a mark says nothing
+			}
 		}
 		if d.Send && !sends && lowWater >= 0 {
 			// The word that lets us take over also says how far the other has come.
@@ -321,7 +351,7 @@ func (co *coordinator) apply(now int64) {
 			}
 			r.stream.Trim(now, lowWater, margin, window)
 		}
-		if d.Send != sends {
+		if d.Send != sends || r.waits > 0 {
 			r.cond.Broadcast()
 		}
 		r.mu.Unlock()
@@ -402,13 +432,14 @@ func (co *coordinator) follow(now int64) {
 }
 
 // replayed counts the entries that all routers have sent again.
-func (co *coordinator) replayed() (n uint64) {
+func (co *coordinator) replayed() uint64 {
+	n := co.c.counts.replayed.Load()
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		n += r.stream.Counters().Replayed
 		r.mu.Unlock()
 	}
-	return n
+	return n // a router may be forgotten meanwhile: it is then counted twice for a moment
 }
 
 // anyHeld reports whether there is anything to send.
@@ -437,51 +468,69 @@ func (co *coordinator) lastLeader(v *cluster.View) string {
 	return ""
 }
 
-// heir names a member that would take over if we left.
-func (co *coordinator) heir() (name string, ok bool) {
+// heir names a member that would take over if we left, "" if there is none, and
+// lists the routers that no one but us hears: all, if there is none.
+func (co *coordinator) heir() (name string, orphans []*router) {
 	_ = co.do(context.Background(), func(int64) {
-		if _, down := co.e.Unavailable(); down {
-			return
+		if co.e.Mode() == election.ForceStandby {
+			return // what we hold is not to be sent
 		}
-		for _, m := range co.e.Members() {
-			if m.Name != co.c.o.Process && m.Value != election.ForcedStandby {
-				name, ok = m.Name, true
-				return
+		heard := map[string]bool{}
+		if _, down := co.e.Unavailable(); !down {
+			for _, m := range co.e.Members() {
+				if m.Name == co.c.o.Process && m.Instance == co.c.instance || m.Value == election.ForcedStandby {
+					continue
+				}
+				name = cmp.Or(name, m.Name)
+				for key, r := range m.Routers {
+					heard[key] = heard[key] || r.Hears
+				}
+				heard[anyRouter] = heard[anyRouter] || m.Native
 			}
 		}
+		for _, r := range co.c.routers.all() {
+			r.mu.Lock()
+			if !heard[r.key] && !heard[anyRouter] && (r.session != nil || !r.empty()) {
+				orphans = append(orphans, r)
+			}
+			r.mu.Unlock()
+		}
 	})
-	return name, ok
+	return name, orphans
 }
+
+// anyRouter stands for what native members hear: they cannot say.
+const anyRouter = ""
 
 // leave makes us own nothing from now on, and says so at once.
 func (co *coordinator) leave() {
 	_ = co.do(context.Background(), func(now int64) {
 		co.e.Leave(now)
+		co.left = true
 		co.announce = true
 		co.ask(now)
 	})
 }
 
-// resign takes us off the list, after what we had sent was acknowledged.
-func (co *coordinator) resign(ctx context.Context) {
+// resign takes us off the list, after what we had sent was acknowledged. It takes
+// a few deadlines at most.
+func (co *coordinator) resign() {
 	idle := make(chan struct{})
 	wrote := false
-	if err := co.do(ctx, func(int64) {
+	_ = co.do(context.Background(), func(int64) {
 		co.ended, wrote = true, co.wrote != 0
 		if co.busy {
 			co.idle = idle
 		} else {
 			close(idle)
 		}
-	}); err != nil {
-		return
-	}
-	<-idle                     // a round takes no longer than its deadline
-	co.publishes <- struct{}{} // and neither does a publish, which would put us back on the list
+	})
+	<-idle
+	co.publishes <- struct{}{} // one that is under way would put us back on the list
 	if !wrote {
 		return
 	}
-	if err := co.client.Leave(ctx); err != nil {
+	if err := co.client.Leave(context.Background()); err != nil {
 		co.c.log.Warn("could not leave the cluster in order", "error", err)
 	}
 }

@@ -118,7 +118,7 @@ func (f *forwarder) close() {
 	f.ready.Broadcast()
 	f.mu.Unlock()
 	for _, r := range f.c.routers.all() {
-		r.cond.Broadcast()
+		r.wakeAll()
 	}
 }
 
@@ -138,6 +138,9 @@ func (f *forwarder) work() {
 // step encodes and hands over one batch of r, whose lock is held.
 func (f *forwarder) step(r *router) {
 	if r.out == nil {
+		if f.c.clock.now() < r.restTill {
+			return // a timer will wake us
+		}
 		if pos, ok := r.stream.Start(); ok {
 			if err := f.c.o.Sink.Reset(r.id, pos); err != nil {
 				f.fail(r, err, 0)
@@ -182,9 +185,11 @@ func (f *forwarder) step(r *router) {
 	r.outFrom += n
 	r.outPos += uint64(n)
 	switch {
+	case errors.Is(err, sink.ErrStopped), errors.Is(err, sink.ErrClosed):
+		f.discard(r) // the report of the failure is on its way, or we are at the end
 	case err != nil:
-		// The report of the failure is on its way, or the sink is closed.
-		f.discard(r)
+		f.fail(r, err, r.stream.Outstanding())
+		r.stream.Report(0, r.stream.Outstanding(), true)
 	case r.outFrom == r.out.Len():
 		f.discard(r)
 		f.push(r)
@@ -267,8 +272,13 @@ func (f *forwarder) fail(r *router, err error, outstanding uint64) {
 		r.log.Error("sending stopped, will go back to the first record without acknowledgement",
 			"error", err, "outstanding", outstanding)
 	}
+	now := f.c.clock.now()
+	if now < r.restTill {
+		return // several reports of one failure
+	}
 	r.backoff = min(max(2*r.backoff, backoffLeast), backoffMost)
-	time.AfterFunc(r.backoff, func() {
+	r.restTill = now + micros(r.backoff)
+	time.AfterFunc(r.backoff+time.Millisecond, func() {
 		r.mu.Lock()
 		f.wake(r)
 		r.mu.Unlock()

@@ -36,7 +36,10 @@ type router struct {
 	stream *gate.Stream
 	held   *hold.Log
 
+	key       string   // names it to other members: identity, and sysName if that tells more
 	session   *session // open, or nil
+	newest    uint32   // id of the newest session that wanted to be this router's
+	last      uint32   // id of the last session that ended
 	displaced int      // sessions lately pushed out by newer ones
 	forgotten bool     // no longer in the table
 	facts     facts
@@ -50,6 +53,8 @@ type router struct {
 	queued   bool // owned by the run queue's lock
 
 	waits    int    // goroutines that wait for room in the log: 0 or 1
+	flushing bool   // nobody else hears it: send what it said before we leave
+	restTill int64  // after a failure nothing is tried before
 	sender   string // who is to send for this router, by the last round
 	lowWater int64  // of that sender, Redis' clock; -1 if it gives none
 }
@@ -169,28 +174,39 @@ func (t *routers) relist() {
 
 // identify names the router that a session comes from: by alias, by sysName if
 // so configured, else by its address. Two routers that share an address and have
-// different names are two.
-func (c *Collector) identify(addr netip.Addr, sysName string) string {
+// different names are two. key is what collectors call it among themselves: with
+// the name, so that they agree whatever came first.
+func (c *Collector) identify(addr netip.Addr, sysName string) (identity, key string) {
 	if alias, ok := c.o.Alias[addr]; ok {
-		return alias
+		return alias, alias
 	}
+	sysName = strings.ToValidUTF8(sysName[:min(len(sysName), maxName)], "")
 	if c.o.BySysName && sysName != "" {
-		return sysName
+		return sysName, sysName
 	}
-	identity := addr.String()
+	identity = addr.String()
+	if sysName == "" {
+		return identity, identity
+	}
+	key = identity + "/" + sysName
 	c.routers.mu.RLock()
 	first := c.routers.byIdentity[identity]
 	c.routers.mu.RUnlock()
 	if first == nil {
-		return identity
+		return identity, key
 	}
 	first.mu.Lock()
 	defer first.mu.Unlock()
-	if first.session != nil && first.facts.sysName != "" && sysName != "" && first.facts.sysName != sysName {
-		return identity + "/" + sysName
+	if name := first.facts.sysName; first.session != nil && name != "" && name != sysName {
+		c.co.warn("two routers share an address: 'identity: sysname' in the configuration tells them apart",
+			"address", addr, "sysname", sysName, "other", name)
+		return key, key
 	}
-	return identity
+	return identity, key
 }
+
+// maxName bounds the part of a sysName, in bytes, that identifies a router.
+const maxName = 64
 
 // router returns the router of an identity, making it when it is new. It returns
 // nil when there are too many.
@@ -201,7 +217,7 @@ func (c *Collector) router(identity string, addr netip.Addr) *router {
 	if r := t.byIdentity[identity]; r != nil {
 		return r
 	}
-	if len(t.byID) >= 4*c.o.MaxSessions {
+	if len(t.byID) >= 4*c.o.MaxSessions && !c.evict() {
 		return nil
 	}
 	var id uint32
@@ -218,12 +234,14 @@ func (c *Collector) router(identity string, addr netip.Addr) *router {
 		facts: facts{peers: make(map[peer]struct{})},
 		held:  hold.NewLog(c.budget),
 	}
+	r.key = identity
 	r.cond = sync.NewCond(&r.mu)
 	r.stream = gate.New(gate.Config{
 		ID: r.id, Instance: c.instance,
 		Open:    func(session uint32, body []byte) gate.Codec { return c.codec(r, body) },
 		OnError: func(session uint32, err error) { c.undecodable(r, session, err) },
 	}, r.held)
+	r.stream.SetCovered(false) // until the election has spoken
 	t.byIdentity[identity], t.byID[r.id] = r, r
 	t.relist()
 	return r
@@ -233,19 +251,59 @@ func (c *Collector) router(identity string, addr netip.Addr) *router {
 func (c *Collector) forget(now int64) {
 	for _, r := range c.routers.all() {
 		r.mu.Lock()
-		if r.session == nil && r.empty() && now-max(r.facts.closedAt, r.facts.lastHeard) > forgetAfter && r.facts.sessions > 0 {
-			c.routers.mu.Lock()
-			delete(c.routers.byIdentity, r.identity)
-			delete(c.routers.byID, r.id)
-			c.routers.freeIDs = append(c.routers.freeIDs, r.id)
-			c.routers.relist()
-			c.routers.mu.Unlock()
-			c.counts.dropped.Add(r.stream.Counters().Dropped)
-			r.forgotten = true
-			r.held.Close()
+		idle := r.idleSince()
+		r.mu.Unlock()
+		if idle == 0 || now-idle < forgetAfter {
+			continue
+		}
+		c.routers.mu.Lock()
+		c.drop(r)
+		c.routers.mu.Unlock()
+	}
+}
+
+// evict makes room for another router by dropping the one that has been idle for
+// the longest time. The caller holds the table's lock.
+func (c *Collector) evict() bool {
+	var oldest *router
+	var since int64
+	for _, r := range c.routers.list {
+		r.mu.Lock()
+		if idle := r.idleSince(); idle > 0 && (oldest == nil || idle < since) {
+			oldest, since = r, idle
 		}
 		r.mu.Unlock()
 	}
+	return oldest != nil && c.drop(oldest)
+}
+
+// idleSince returns since when the router has no session and nothing in its log,
+// 0 if it has.
+func (r *router) idleSince() int64 {
+	if r.session != nil || !r.empty() || r.facts.sessions == 0 || r.newest > r.last {
+		return 0
+	}
+	return max(r.facts.closedAt, r.facts.lastHeard)
+}
+
+// drop removes an idle router from the table, whose lock the caller holds.
+func (c *Collector) drop(r *router) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.forgotten || r.idleSince() == 0 {
+		return false
+	}
+	t := &c.routers
+	delete(t.byIdentity, r.identity)
+	delete(t.byID, r.id)
+	t.freeIDs = append(t.freeIDs, r.id)
+	t.relist()
+	n := r.stream.Counters()
+	c.counts.dropped.Add(n.Dropped)
+	c.counts.replayed.Add(n.Replayed)
+	r.forgotten = true
+	r.held.Close()
+	return true
 }
 
 // undecodable logs what of a message could not be decoded; the gate counts it.

@@ -33,9 +33,8 @@ type session struct {
 	conn     net.Conn
 	addr     netip.AddrPort
 	accepted int64
-	aborted  bool          // guarded by the router's lock
-	done     chan struct{} // closed when the Closed entry is in the log
-	buf      []byte        // what was read and not yet appended
+	aborted  bool   // guarded by the router's lock
+	buf      []byte // what was read and not yet appended
 }
 
 func (c *Collector) accept(l net.Listener) {
@@ -45,7 +44,7 @@ func (c *Collector) accept(l net.Listener) {
 			return
 		}
 		if err != nil { // out of files, mostly
-			c.log.Error("accept a router", "error", err)
+			c.co.warn("accept a router", "error", err)
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
@@ -65,12 +64,16 @@ func (c *Collector) accept(l net.Listener) {
 			c.open.Add(1)
 			s := &session{
 				id: c.nextID.Add(1), conn: conn, addr: addr, accepted: c.clock.now(),
-				done: make(chan struct{}), buf: make([]byte, 0, minRead),
+				buf: make([]byte, 0, minRead),
 			}
+			c.conns.Store(s, nil)
 			c.sessions.Go(func() {
 				defer c.open.Add(-1)
+				defer c.conns.Delete(s)
 				defer conn.Close()
-				c.serve(s)
+				if !c.closing.Load() { // else closeSessions may have missed it
+					c.serve(s)
+				}
 			})
 		}
 	}
@@ -101,7 +104,9 @@ func (c *Collector) serve(s *session) {
 	if r == nil {
 		return
 	}
-	r.log.Info("session opened", "session", s.id, "address", s.addr.Addr(), "port", s.addr.Port(), "sysname", sysName)
+	if r.noise.Allow() {
+		r.log.Info("session opened", "session", s.id, "address", s.addr.Addr(), "port", s.addr.Port(), "sysname", sysName)
+	}
 	c.co.kick()
 	err = c.read(r, s)
 	c.countEnd(err)
@@ -158,81 +163,94 @@ func (s *session) fill(maxMessage int) error {
 // when the session must end.
 func (c *Collector) claim(s *session, sysName string) *router {
 	for {
-		r := c.router(c.identify(s.addr.Addr(), sysName), s.addr.Addr())
+		identity, key := c.identify(s.addr.Addr(), sysName)
+		r := c.router(identity, s.addr.Addr())
 		if r == nil {
 			c.counts.outOfRouters.Add(1)
 			c.co.warn("session refused: too many routers", "address", s.addr.Addr())
 			return nil
 		}
-		if c.begin(r, s) {
+		switch began, again := c.begin(r, s, key); {
+		case began:
 			return r
-		}
-		if !r.forgotten { // else it was dropped from the table a moment ago
+		case !again:
 			return nil
 		}
 	}
 }
 
 // begin makes s the session of r. An older session of the same router ends
-// first, with all that it said in the log.
-func (c *Collector) begin(r *router, s *session) bool {
+// first, with all that it said in the log; a newer one takes precedence. again
+// is set when the router was dropped from the table a moment ago.
+func (c *Collector) begin(r *router, s *session, key string) (began, again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.session != nil {
-		if c.closing.Load() {
-			return false
-		}
-		c.displace(r, s)
+	r.newest = max(r.newest, s.id)
+	r.cond.Broadcast()
+	if r.session != nil && !c.displace(r, s) {
+		return false, false
+	}
+	if c.closing.Load() {
+		return false, false
 	}
 	if r.forgotten {
-		return false
+		return false, true
 	}
-	r.session = s
+	r.session, r.key = s, key
 	r.facts.sessions++
 	r.facts.peers = make(map[peer]struct{})
 	body := openedBody(s.addr)
 	if !c.append(r, s, hold.Opened, s.accepted, body[:]) {
 		r.session = nil
-		close(s.done)
-		return false
+		r.cond.Broadcast()
+		return false, false
 	}
 	c.fwd.wake(r)
-	return true
+	return true, false
 }
 
-// displace ends the session of r in favour of s. It gives up the router's lock
-// while it waits.
-func (c *Collector) displace(r *router, s *session) {
-	old := r.session
+// displace ends the session of r in favour of s, at once, or after a while if
+// that has happened a lot. It reports false if a newer session than s has come
+// meanwhile. The caller holds the router's lock, which is given up while waiting.
+func (c *Collector) displace(r *router, s *session) bool {
 	var wait time.Duration
 	if r.displaced > 0 {
 		wait = min(displaceLeast<<min(r.displaced, 10), displaceMost)
 	}
 	r.displaced++
-	r.mu.Unlock()
-	time.Sleep(wait)
-	r.mu.Lock()
-	if r.session != old {
-		return
+	begin := time.Now()
+	timer := time.AfterFunc(wait, func() {
+		r.mu.Lock()
+		r.cond.Broadcast()
+		r.mu.Unlock()
+	})
+	defer timer.Stop()
+	var told *session
+	for r.session != nil {
+		if c.closing.Load() || r.newest > s.id {
+			return false
+		}
+		if old := r.session; old != told && time.Since(begin) >= wait {
+			told = old
+			old.aborted = true
+			old.conn.Close()
+			r.cond.Broadcast()
+			c.counts.displaced.Add(1)
+			if r.noise.Allow() {
+				r.log.Warn("router connected again: the newer session counts", "old", old.id, "new", s.id)
+			}
+		}
+		r.cond.Wait()
 	}
-	old.aborted = true
-	old.conn.Close()
-	r.cond.Broadcast()
-	c.counts.displaced.Add(1)
-	if r.noise.Allow() {
-		r.log.Warn("router connected again: the newer session counts", "old", old.id, "new", s.id)
-	}
-	r.mu.Unlock()
-	<-old.done
-	r.mu.Lock()
+	return true
 }
 
 // end writes that the session is over.
 func (c *Collector) end(r *router, s *session) {
 	r.mu.Lock()
-	s.aborted = false // the last entry may wait like any other
+	defer r.mu.Unlock()
 	c.append(r, s, hold.Closed, c.clock.now(), nil)
-	r.session = nil
+	r.session, r.last = nil, s.id
 	r.facts.closedAt = c.clock.now()
 	r.facts.peers = make(map[peer]struct{})
 	if c.clock.now()-s.accepted > micros(displaceMost) {
@@ -240,17 +258,15 @@ func (c *Collector) end(r *router, s *session) {
 	}
 	r.cond.Broadcast()
 	c.fwd.wake(r)
-	r.mu.Unlock()
-	close(s.done)
 }
 
-// append puts an entry into the router's log and waits for room if it must. The
-// caller holds the router's lock. It reports false when the session was ended
-// meanwhile, or the collector stops and there is no room.
+// append puts an entry into the router's log and waits for room if it must; the
+// end of a session always has room. The caller holds the router's lock. It
+// reports false when the session was ended meanwhile.
 func (c *Collector) append(r *router, s *session, kind hold.Kind, at int64, body []byte) bool {
 	waited := false
 	for !r.stream.Append(kind, s.id, at, body) {
-		if s.aborted || c.closing.Load() && kind != hold.Closed || c.fwd.closed.Load() {
+		if s.aborted || c.closing.Load() {
 			return false
 		}
 		if !waited {

@@ -63,6 +63,9 @@ func (c *Collector) Status() control.Status {
 			"displaced": c.counts.displaced.Load(),
 		},
 	}
+	if why := c.co.client.ScanError(); why != "" {
+		st.Degraded = append(st.Degraded, "cannot look for native members in Redis: "+why)
+	}
 	if err := c.healthy(); err != nil {
 		st.Degraded = append(st.Degraded, err.Error())
 	}
@@ -172,11 +175,13 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 	c.co.mu.Lock()
 	view := c.co.seen.view
 	c.co.mu.Unlock()
+	known := map[string]bool{}
 	var full uint64
 	var oldest, lowest int64
 	for _, r := range c.routers.all() {
-		cr, lowWater := c.oneRouter(r, now)
-		cr.HeardBy = heardBy(view, r.identity, c.o.Process, cr.Session != nil)
+		cr, key, lowWater := c.oneRouter(r, now)
+		known[key] = true
+		cr.HeardBy = heardBy(view, key, c.o.Process, cr.Session != nil)
 		if lowWater > 0 {
 			cr.LowWater = lowWater
 			if lowest == 0 || lowWater < lowest {
@@ -193,7 +198,7 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 		st.MessageBytes += cr.Bytes
 		st.Routers = append(st.Routers, cr)
 	}
-	st.Routers = append(st.Routers, unheard(view, st.Routers)...)
+	st.Routers = append(st.Routers, unheard(view, known)...)
 	st.Hold.OldestAge = seconds(oldest)
 	st.Routers = append(st.Routers, c.neverHeard(st.Routers)...)
 	st.Hold.Dropped["full"] = full + c.counts.dropped.Load()
@@ -204,12 +209,12 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 	}
 }
 
-func (c *Collector) oneRouter(r *router, now int64) (control.Router, int64) {
+func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key string, lowWater int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.stream.Counters()
 	held, bytes, oldest := r.stream.Held()
-	cr := control.Router{
+	cr = control.Router{
 		Identity: r.identity, Address: r.addr.String(), SysName: r.facts.sysName, SysDescr: r.facts.sysDescr,
 		Sessions: r.facts.sessions, Messages: r.facts.messages, Bytes: r.facts.bytes,
 		LastHeard: c.clock.toTime(r.facts.lastHeard), PeersUp: len(r.facts.peers),
@@ -229,22 +234,22 @@ func (c *Collector) oneRouter(r *router, now int64) (control.Router, int64) {
 	if s := r.session; s != nil {
 		cr.Session = &control.Session{ID: s.id, Port: int(s.addr.Port()), Since: c.clock.toTime(s.accepted)}
 	}
-	lowWater := r.lowWater
+	lowWater = r.lowWater
 	if mark, ok := r.stream.Mark(now); ok {
 		lowWater = c.clock.toRedis(mark)
 	}
-	return cr, lowWater
+	return cr, r.key, lowWater
 }
 
 // heardBy names the members that have a session with a router.
-func heardBy(v *cluster.View, identity, process string, here bool) []string {
+func heardBy(v *cluster.View, key, process string, here bool) []string {
 	list := []string{}
 	if here {
 		list = append(list, process)
 	}
 	if v != nil {
 		for i := range v.Members {
-			if m := &v.Members[i]; m.Name != process && !m.Gone && m.Routers[identity].Hears {
+			if m := &v.Members[i]; m.Name != process && !m.Gone && m.Routers[key].Hears {
 				list = append(list, m.Name)
 			}
 		}
@@ -252,15 +257,13 @@ func heardBy(v *cluster.View, identity, process string, here bool) []string {
 	return list
 }
 
-// unheard lists the routers that only other members have heard.
-func unheard(v *cluster.View, known []control.Router) []control.Router {
+// unheard lists the routers that only other members have heard, by what members
+// call them.
+func unheard(v *cluster.View, known map[string]bool) []control.Router {
 	if v == nil {
 		return nil
 	}
 	seen := map[string]int{}
-	for i := range known {
-		seen[known[i].Identity] = -1
-	}
 	var list []control.Router
 	for i := range v.Members {
 		m := &v.Members[i]
@@ -268,7 +271,7 @@ func unheard(v *cluster.View, known []control.Router) []control.Router {
 			continue
 		}
 		for id, r := range m.Routers {
-			if !r.Hears || seen[id] < 0 {
+			if !r.Hears || known[id] {
 				continue
 			}
 			at, ok := seen[id]

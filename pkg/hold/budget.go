@@ -81,8 +81,9 @@ func (b *Budget) recount() {
 	}
 }
 
-// take gives l a chunk of at least n bytes, or nil when there is no room.
-func (b *Budget) take(l *Log, n int) *chunk {
+// take gives l a chunk of at least n bytes, or nil when there is no room and it is
+// not forced.
+func (b *Budget) take(l *Log, n int, forced bool) *chunk {
 	size := chunkSize(n)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -90,7 +91,7 @@ func (b *Budget) take(l *Log, n int) *chunk {
 	over := max(0, l.charged+int64(size)-share) - max(0, l.charged-share)
 	// An empty log gets one chunk whatever the share: a router without any
 	// memory could never be heard.
-	if l.charged > 0 && over > 0 && b.shared+over > b.limit-b.limit/2 {
+	if !forced && l.charged > 0 && over > 0 && b.shared+over > b.limit-b.limit/2 {
 		return nil
 	}
 	b.shared += over

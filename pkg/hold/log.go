@@ -84,7 +84,8 @@ func (l *Log) Close() {
 }
 
 // Append adds an entry with a copy of body. It reports false, and changes
-// nothing, when the budget has no room. It panics if body is longer than
+// nothing, when the budget has no room; for the end of a session, which had room
+// for its beginning, there is room always. It panics if body is longer than
 // MaxBody: whoever reads from the network bounds messages far below.
 func (l *Log) Append(kind Kind, session uint32, arrival int64, body []byte) bool {
 	if len(body) > MaxBody {
@@ -92,7 +93,7 @@ func (l *Log) Append(kind Kind, session uint32, arrival int64, body []byte) bool
 	}
 	need := headSize + len(body)
 	if l.last == nil || len(l.last.buf)-l.used < need {
-		if !l.grow(need) {
+		if !l.grow(need, kind == Closed) {
 			return false
 		}
 	}
@@ -109,11 +110,12 @@ func (l *Log) Append(kind Kind, session uint32, arrival int64, body []byte) bool
 
 // grow puts a new chunk at the end. It is as large as what the log holds
 // already, so that idle routers stay small and busy ones need few chunks.
-func (l *Log) grow(need int) bool {
+// forced does without the budget's consent.
+func (l *Log) grow(need int, forced bool) bool {
 	size := max(need, minChunk, min(maxChunk, int(l.body)))
-	c := l.budget.take(l, size)
-	if c == nil && size > need {
-		c = l.budget.take(l, need)
+	c := l.budget.take(l, size, false)
+	if c == nil && (forced || size > need) {
+		c = l.budget.take(l, need, forced)
 	}
 	if c == nil {
 		return false

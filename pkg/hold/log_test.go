@@ -56,7 +56,7 @@ func TestLogIsAQueue(t *testing.T) {
 					size = r.IntN(3 * maxChunk)
 				}
 				e := Entry{Kind: Kind(r.IntN(3)), Session: r.Uint32(), Pos: l.End(), Arrival: r.Int64(), Body: make([]byte, size)}
-				for i := range e.Body {
+				for i := 0; i < len(e.Body); i += 1 + r.IntN(1000) {
 					e.Body[i] = byte(r.Uint32())
 				}
 				if !l.Append(e.Kind, e.Session, e.Arrival, e.Body) {
@@ -145,6 +145,17 @@ func TestBudget(t *testing.T) {
 		fill(second, 1000)
 		if second.Len() <= before {
 			t.Errorf("second log did not grow beyond %d entries", before)
+		}
+	})
+	t.Run("the end of a session always has room", func(t *testing.T) {
+		b := NewBudget(limit)
+		l := NewLog(b)
+		for size := 1000; size > 0; size /= 2 {
+			fill(l, size)
+		}
+		fill(l, 0)
+		if !l.Append(Closed, 1, 0, nil) {
+			t.Error("refused")
 		}
 	})
 	t.Run("a router can always be heard", func(t *testing.T) {
