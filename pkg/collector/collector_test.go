@@ -253,12 +253,16 @@ func numbered(t *testing.T) replay.Stream {
 	return synthetic(t, replay.Synthetic{Numbered: true})
 }
 
+// patient timers are for tests in which nobody is to take over, however busy the
+// machine is.
+func patient(o *Options) { o.Heartbeat, o.Expiry = 500*time.Millisecond, 5*time.Second }
+
 // TestPairSendsOnce: in quiet operation each record is in Kafka once.
 func TestPairSendsOnce(t *testing.T) {
 	l := newLab(t)
-	a := l.start("a")
+	a := l.start("a", patient)
 	l.role(a, "active")
-	b := l.start("b")
+	b := l.start("b", patient)
 	l.role(b, "standby")
 	r := l.router(numbered(t), 2000, a, b)
 	l.atLeast(4000)
@@ -362,9 +366,9 @@ func TestRedisAway(t *testing.T) {
 // TestKafkaAway: a Kafka outage is held, in order, and delivered.
 func TestKafkaAway(t *testing.T) {
 	l := newLab(t)
-	a := l.start("a")
+	a := l.start("a", patient)
 	l.role(a, "active")
-	b := l.start("b")
+	b := l.start("b", patient)
 	l.role(b, "standby")
 	r := l.router(numbered(t), 2000, a, b)
 	l.atLeast(1000)

@@ -304,7 +304,7 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 			Sends: r.stream.Wanted() || r.stream.State() != gate.Holding,
 			Mark:  -1,
 		}
-		if mark, ok := r.stream.Mark(clk.now()); ok {
+		if mark, ok := r.mark(clk.now()); ok {
 			state.Mark = clk.toRedis(mark)
 			any = true
 		}
@@ -341,6 +341,12 @@ func (co *coordinator) apply(now int64) {
 		if d.Send && !sends && lowWater >= 0 {
 			// The word that lets us take over also says how far the other has come.
 			r.stream.Trim(now, lowWater, margin, window)
+		}
+		if d.Send != sends {
+			r.stopMark = 0
+			if sends && r.behind {
+				r.stopMark = r.caughtUp
+			}
 		}
 		r.stream.SetWanted(d.Send, token, d.Shared)
 		if d.Send {

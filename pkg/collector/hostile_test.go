@@ -228,3 +228,42 @@ func TestForcedStandbyStops(t *testing.T) {
 		t.Errorf("%d records were sent", n)
 	}
 }
+
+// TestMarkOfWhatWaits: while memory is full, what waits in the socket has come but
+// is not in Kafka, and the low-water mark says so: another collector keeps it.
+func TestMarkOfWhatWaits(t *testing.T) {
+	l := newLab(t)
+	a := l.start("a", func(o *Options) { o.Memory = 200 << 10 })
+	l.role(a, "active")
+	b := l.start("b")
+	l.role(b, "standby")
+	r := l.router(numbered(t), 3000, a, b)
+	l.atLeast(1000)
+	if err := l.kafka.Away(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	l.until("a does not read any more", func() error {
+		if st := a.Status(); st.Hold.Paused != 1 || float64(b.Status().Hold.OldestAge) < 2 {
+			return fmt.Errorf("%d routers paused", st.Hold.Paused)
+		}
+		return nil
+	})
+	r.Pause(true)
+	want := len(r.Table())
+	// a goes: what it had not read is in b only.
+	stopped := make(chan error, 1)
+	go func() { stopped <- a.stop() }()
+	l.role(b, "active")
+	if err := l.kafka.Away(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	l.until("everything is in Kafka", func() error {
+		if n := len(l.numbers()); n != want {
+			return fmt.Errorf("%d of %d", n, want)
+		}
+		return nil
+	})
+}

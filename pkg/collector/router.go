@@ -44,6 +44,10 @@ type router struct {
 	forgotten bool     // no longer in the table
 	facts     facts
 
+	caughtUp int64 // when all that had come over the session was last in the log
+	behind   bool  // more may have come since, and waits in the socket
+	stopMark int64 // caughtUp when we stopped sending while behind, else 0
+
 	// Handing over, see forward.go.
 	out      *record.Batch // encoded and not yet taken by the sink
 	outFrom  int
@@ -90,6 +94,19 @@ func (r *router) atRest() bool { return r.stream.State() == gate.Holding && !r.s
 func (r *router) empty() bool {
 	n, _, _ := r.stream.Held()
 	return n == 0 && r.stream.Outstanding() == 0
+}
+
+// mark returns the router's low-water mark: everything that had come before is in
+// Kafka. What still waits in the socket has come, but is not in the log.
+func (r *router) mark(now int64) (int64, bool) {
+	m, ok := r.stream.Mark(now)
+	if r.behind && r.stream.Wanted() {
+		m = min(m, r.caughtUp)
+	}
+	if r.stopMark > 0 {
+		m = min(m, r.stopMark)
+	}
+	return m, ok
 }
 
 // note follows a message for what status shows. The Peer Ups of a table dump and

@@ -35,6 +35,7 @@ type session struct {
 	accepted int64
 	aborted  bool   // guarded by the router's lock
 	buf      []byte // what was read and not yet appended
+	emptied  bool   // the last read left nothing in the socket
 }
 
 func (c *Collector) accept(l net.Listener) {
@@ -151,8 +152,10 @@ func (s *session) fill(maxMessage int) error {
 		copy(grown, s.buf)
 		s.buf = grown
 	}
+	room := cap(s.buf) - len(s.buf)
 	n, err := s.conn.Read(s.buf[len(s.buf):cap(s.buf)])
 	s.buf = s.buf[:len(s.buf)+n]
+	s.emptied = n < room
 	if n > 0 {
 		return nil
 	}
@@ -197,6 +200,7 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 		return false, true
 	}
 	r.session, r.key = s, key
+	r.caughtUp, r.behind = s.accepted, false
 	r.facts.sessions++
 	r.facts.peers = make(map[peer]struct{})
 	body := openedBody(s.addr)
@@ -272,6 +276,7 @@ func (c *Collector) append(r *router, s *session, kind hold.Kind, at int64, body
 		if !waited {
 			waited = true
 			r.facts.waited++
+			r.behind = true
 		}
 		c.fwd.wake(r)
 		r.waits++
@@ -341,6 +346,7 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := c.clock.now()
+	waited := false // for room: meanwhile more has come
 	dropped := r.stream.Counters().Dropped
 	defer func() {
 		if r.stream.Counters().Dropped != dropped {
@@ -354,13 +360,20 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 	for {
 		n, err := bmp.Next(b, c.o.MaxMessage)
 		if err != nil || n == 0 {
+			if s.emptied && !waited {
+				r.caughtUp, r.behind = now, false
+			} else {
+				r.behind = true
+			}
 			c.fwd.wake(r)
 			return b, err
 		}
 		msg := b[:n]
+		before := r.facts.waited
 		if !c.append(r, s, hold.Message, now, msg) {
 			return nil, errAborted
 		}
+		waited = waited || r.facts.waited != before
 		t := bmp.Type(msg)
 		c.counts.byType[min(t, byte(len(c.counts.byType)-1))].Add(1)
 		if t != bmp.TypeRouteMonitoring {

@@ -235,7 +235,7 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 		cr.Session = &control.Session{ID: s.id, Port: int(s.addr.Port()), Since: c.clock.toTime(s.accepted)}
 	}
 	lowWater = r.lowWater
-	if mark, ok := r.stream.Mark(now); ok {
+	if mark, ok := r.mark(now); ok {
 		lowWater = c.clock.toRedis(mark)
 	}
 	return cr, r.key, lowWater
