@@ -14,11 +14,12 @@ import (
 type results map[string]map[string][]float64
 
 // goBench runs benchmarks of one package of this module.
-func (r *run) goBench(ctx context.Context, pkg, pattern, benchtime string) (results, string, error) {
+func (r *run) goBench(ctx context.Context, pkg, pattern, benchtime string, more ...string) (results, string, error) {
 	if r.quick && benchtime == "1s" {
 		benchtime = "200ms"
 	}
-	args := []string{"test", "./pkg/" + pkg, "-run", "^$", "-bench", pattern, "-benchtime", benchtime, "-count", strconv.Itoa(max(r.repeats, 1))}
+	args := []string{"test", "./pkg/" + pkg, "-run", "^$", "-bench", pattern, "-benchtime", benchtime, "-count", strconv.Itoa(r.repeats)}
+	args = append(args, more...)
 	command := "go " + strings.Join(args, " ")
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Stderr = os.Stderr
@@ -32,10 +33,8 @@ func (r *run) goBench(ctx context.Context, pkg, pattern, benchtime string) (resu
 		if len(fields) < 4 || !strings.HasPrefix(fields[0], "Benchmark") {
 			continue
 		}
-		name := strings.TrimPrefix(fields[0], "Benchmark")
-		if i := strings.LastIndexByte(name, '-'); i > 0 {
-			name = name[:i] // the number of cores
-		}
+		// The number of cores follows, unless it is one.
+		name, _, _ := strings.Cut(strings.TrimPrefix(fields[0], "Benchmark"), "-")
 		if got[name] == nil {
 			got[name] = make(map[string][]float64)
 		}
@@ -65,12 +64,12 @@ func (r *run) code(ctx context.Context) ([]*table, error) {
 		"what", "one operation", "ns/op", "CPU ns/op", "operations/s", "B/op", "allocs/op"}}
 	tables := []*table{decode, costs}
 
-	got, command, err := r.goBench(ctx, "bgp", "^BenchmarkDecode(GoBGP)?$", "1s")
+	got, command, err := r.goBench(ctx, "bgp", "^BenchmarkDecode(GoBGP)?$", "1s", "-cpu", "1")
 	if err != nil {
 		return tables, err
 	}
 	decode.note("%s", command)
-	decode.note("every attribute and every route of %s, one goroutine; medians of %d", r.decoded(), r.repeats)
+	decode.note("every attribute and every route of %s, one core; medians of %d", r.decoded(), r.repeats)
 	for _, d := range []struct{ name, bench string }{{"bmpha", "Decode"}, {"GoBGP v4", "DecodeGoBGP"}} {
 		decode.row(d.name, got.cell(d.bench, "ns/op"), got.cell(d.bench, "B/op"), got.cell(d.bench, "allocs/op"), got.cell(d.bench, "%errors"))
 	}

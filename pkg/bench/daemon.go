@@ -115,11 +115,14 @@ func (d *daemon) awaitStatusEvery(ctx context.Context, every time.Duration, what
 func isActive(s *control.Status) bool  { return s.Role == control.RoleActive }
 func isStandby(s *control.Status) bool { return s.Role == control.RoleStandby }
 
-// startPmbmpd runs pmacct's collector with the same topic. It is given no
-// librdkafka configuration file: with one it parses it anew for every record and
-// takes a third more time.
-func startPmbmpd(ctx context.Context, brokers, topic string) (*daemon, error) {
-	p, err := rig.StartPmbmpd(ctx, rig.PmbmpdOptions{Kafka: brokers, Topic: topic})
+// startPmbmpd runs pmacct's collector with the same topic, for that many routers:
+// it takes 2 MB for each that it is prepared for, and is for 10 by default. It is
+// given no librdkafka configuration file: with one it parses it anew for every
+// record and takes a third more time.
+func startPmbmpd(ctx context.Context, brokers, topic string, routers int) (*daemon, error) {
+	p, err := rig.StartPmbmpd(ctx, rig.PmbmpdOptions{
+		Kafka: brokers, Topic: topic, Config: []string{fmt.Sprintf("bmp_daemon_max_peers: %d", max(10, routers))},
+	})
 	if err != nil {
 		return nil, err
 	}

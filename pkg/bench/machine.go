@@ -16,15 +16,14 @@ const tick = 10 * time.Millisecond
 
 // A window is a stretch of time in which the machine is watched.
 type window struct {
-	begin  time.Time
 	broker int // its process id
 
 	busy, total, self, brokerCPU time.Duration
 }
 
-// machine begins a window with a broker that takes part.
-func (r *run) machine(to counter) (*window, error) {
-	w := &window{begin: time.Now(), broker: to.pid()}
+// watchMachine begins a window with a broker that takes part.
+func watchMachine(to counter) (*window, error) {
+	w := &window{broker: to.pid()}
 	var err error
 	if w.busy, w.total, err = machineCPU(); err != nil {
 		return nil, err

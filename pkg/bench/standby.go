@@ -30,18 +30,14 @@ func (r *run) standby(ctx context.Context) ([]*table, error) {
 	if err != nil {
 		return []*table{t}, err
 	}
-	warm, err := newLoad(1, r.messages/10)
-	if err != nil {
-		return []*table{t}, err
-	}
 	for _, pair := range []bool{false, true} {
 		var cpu, letGo, most, held, rss, active []float64
 		for turn := range r.repeats {
-			s, err := r.hold(ctx, b, warm, l, pair, turn)
+			s, err := r.hold(ctx, b, l, pair, turn)
 			if err != nil {
 				return []*table{t}, err
 			}
-			n, bytes := float64(l.messages), float64(l.bytes)
+			n, bytes := float64(l.rest.messages), float64(l.rest.bytes)
 			cpu = append(cpu, s.cpu.Seconds()*1e6/n)
 			letGo = append(letGo, s.letGo.Seconds()*1e6/n)
 			active = append(active, s.active.Seconds()*1e6/n)
@@ -53,7 +49,7 @@ func (r *run) standby(ctx context.Context) ([]*table, error) {
 		if pair {
 			sender = "bmpha, marks"
 		}
-		t.row(sender, float64(l.messages), float64(l.bytes)/1e6, median(cpu), median(letGo), median(most), median(held), median(rss))
+		t.row(sender, float64(l.rest.messages), float64(l.rest.bytes)/1e6, median(cpu), median(letGo), median(most), median(held), median(rss))
 		if pair {
 			t.result("the active one used %s µs a message on the same stream, %.0f times as much as its standby",
 				number(median(active)), median(active)/median(cpu))
@@ -73,7 +69,7 @@ type holding struct {
 	grown  int64         // resident memory then, above what it was before
 }
 
-func (r *run) hold(ctx context.Context, b *discarder, warm, l *load, pair bool, turn int) (h holding, err error) {
+func (r *run) hold(ctx context.Context, b *discarder, l *load, pair bool, turn int) (h holding, err error) {
 	name := fmt.Sprintf("standby-%v-%d", pair, turn)
 	daemons := make([]*daemon, 0, 2)
 	defer func() {
@@ -109,22 +105,16 @@ func (r *run) hold(ctx context.Context, b *discarder, warm, l *load, pair bool, 
 	standby := daemons[len(daemons)-1]
 
 	total := uint64(0)
-	// send returns when the standby has let go of everything. Until then the
-	// sessions stay, because a sender's mark stands still without one.
-	send := func(l *load) error {
-		f, err := dial(ctx, 1, daemons...)
-		if err != nil {
-			return err
-		}
-		defer f.close()
+	// let sends p and returns when the standby has let go of everything.
+	let := func(p *flow, send func(*flow) error) error {
 		before, err := standby.process.Usage()
 		if err != nil {
 			return err
 		}
 		h = holding{}
 		sent := make(chan error, 1)
-		go func() { sent <- f.send(l) }()
-		total += uint64(l.bytes)
+		go func() { sent <- send(p) }()
+		total += uint64(p.bytes)
 		err = standby.awaitStatus(ctx, "through the stream", func(s *control.Status) bool {
 			if u, err := standby.process.Usage(); err == nil && s.Hold.Bytes > h.most {
 				h.most, h.grown = s.Hold.Bytes, u.RSS-before.RSS
@@ -147,14 +137,23 @@ func (r *run) hold(ctx context.Context, b *discarder, warm, l *load, pair bool, 
 		h.cpu, h.letGo = after.CPU-before.CPU, after.CPU-received.CPU
 		return err
 	}
-	if err := send(warm); err != nil {
+	// The session stays until the end: without one a sender's mark stands still.
+	var f *feeder
+	err = let(&l.warm, func(p *flow) (err error) {
+		f, err = connect(ctx, p, daemons...)
+		return err
+	})
+	if f != nil {
+		defer f.close()
+	}
+	if err != nil {
 		return h, fmt.Errorf("warm up: %w", err)
 	}
 	before, err := quiet(ctx, daemons[0])
 	if err != nil {
 		return h, err
 	}
-	if err := send(l); err != nil {
+	if err := let(&l.rest, f.send); err != nil {
 		return h, err
 	}
 	if pair {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,9 +14,15 @@ import (
 	"github.com/bmpha/bmpha/pkg/replay"
 )
 
-// A load is what the routers of a throughput run send.
+// A load is what the routers of a throughput run send in one session each: a
+// tenth to warm up, and then the rest, which is measured.
 type load struct {
-	streams  [][]byte
+	warm, rest flow
+}
+
+// A flow is a part of a load.
+type flow struct {
+	streams  [][]byte // by router
 	messages int
 	bytes    int
 	// records is what both daemons make of it: one for each route, for the
@@ -23,24 +30,31 @@ type load struct {
 	records uint64
 }
 
-// newLoad divides a stream of n Route Monitoring messages among routers.
+// newLoad divides n measured Route Monitoring messages among routers.
 func newLoad(routers, n int) (*load, error) {
 	l := &load{}
 	for i := range routers {
-		b := replay.Big(n/routers, uint64(42+i), false)
-		l.streams = append(l.streams, b)
-		l.bytes += len(b)
-		l.records++
-		for at := 0; at < len(b); {
+		each := n / routers
+		b := replay.Big(each+each/10, uint64(42+i), false)
+		rest := len(b)
+		l.warm.records++
+		f := &l.warm
+		for at, count := 0, 0; at < len(b); count++ {
+			if count == 5+each/10 { // behind the Initiation and the Peer Ups
+				rest, f = at, &l.rest
+			}
 			size := int(binary.BigEndian.Uint32(b[at+1:]))
 			routes, err := countRoutes(b[at : at+size])
 			if err != nil {
-				return nil, fmt.Errorf("count the routes of message %d: %w", l.messages, err)
+				return nil, fmt.Errorf("count the routes of message %d: %w", count, err)
 			}
-			l.records += routes
-			l.messages++
+			f.records += routes
+			f.messages++
+			f.bytes += size
 			at += size
 		}
+		l.warm.streams = append(l.warm.streams, b[:rest])
+		l.rest.streams = append(l.rest.streams, b[rest:])
 	}
 	return l, nil
 }
@@ -87,43 +101,65 @@ type feeder struct {
 	conns [][]net.Conn // by router, then by daemon
 }
 
-// dial opens all sessions, but sends nothing: routers of this kind of test are
-// strangers to a daemon until the first message.
-func dial(ctx context.Context, routers int, daemons ...*daemon) (*feeder, error) {
+// connect opens the sessions one after the other. Each router begins with its part
+// of p at once, as routers do; an idle pmbmpd takes half a second for each session
+// that has nothing to say. It returns when all is written.
+func connect(ctx context.Context, p *flow, daemons ...*daemon) (*feeder, error) {
 	f := &feeder{}
-	for i := range routers {
+	w := newWriters(len(p.streams) * len(daemons))
+	for i := range p.streams {
 		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(routerAddr(i), 0))}
 		var conns []net.Conn
 		for _, to := range daemons {
 			c, err := d.DialContext(ctx, "tcp", to.addr)
 			if err != nil {
 				f.close()
-				return nil, fmt.Errorf("connect router %d to %s: %w", i, to.kind, err)
+				return nil, errors.Join(fmt.Errorf("connect router %d to %s: %w", i, to.kind, err), w.wait())
 			}
 			conns = append(conns, c)
+			w.write(c, p.streams[i])
 		}
 		f.conns = append(f.conns, conns)
+	}
+	if err := w.wait(); err != nil {
+		f.close()
+		return nil, err
 	}
 	return f, nil
 }
 
-// send writes the whole load as fast as it is read, and returns when the kernel
-// has it all.
-func (f *feeder) send(l *load) error {
-	var all sync.WaitGroup
-	errs := make(chan error, len(f.conns)*len(f.conns[0]))
+// send writes a flow as fast as it is read, and returns when the kernel has it
+// all.
+func (f *feeder) send(p *flow) error {
+	w := newWriters(len(f.conns) * len(f.conns[0]))
 	for i, conns := range f.conns {
 		for _, c := range conns {
-			all.Go(func() {
-				if _, err := c.Write(l.streams[i]); err != nil {
-					errs <- fmt.Errorf("router %d: %w", i, err)
-				}
-			})
+			w.write(c, p.streams[i])
 		}
 	}
-	all.Wait()
-	close(errs)
-	return <-errs
+	return w.wait()
+}
+
+// writers write to several connections at the same time.
+type writers struct {
+	all  sync.WaitGroup
+	errs chan error
+}
+
+func newWriters(most int) *writers { return &writers{errs: make(chan error, most)} }
+
+func (w *writers) write(c net.Conn, b []byte) {
+	w.all.Go(func() {
+		if _, err := c.Write(b); err != nil {
+			w.errs <- fmt.Errorf("send as router %s: %w", c.LocalAddr(), err)
+		}
+	})
+}
+
+func (w *writers) wait() error {
+	w.all.Wait()
+	close(w.errs)
+	return <-w.errs
 }
 
 func (f *feeder) close() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -29,7 +30,7 @@ type contender struct {
 	kind    string
 }
 
-func (r *run) contenders() []*contender {
+func (r *run) contenders(routers int) []*contender {
 	ours := func(noHeader bool) func(context.Context, int, counter) (*daemon, error) {
 		return func(ctx context.Context, turn int, to counter) (*daemon, error) {
 			d, err := r.startBmpha(ctx, setup{
@@ -44,7 +45,7 @@ func (r *run) contenders() []*contender {
 	list := []*contender{{start: ours(false)}, {start: ours(true)}}
 	if _, ok := part(rig.PmbmpdPart); ok {
 		list = append(list, &contender{start: func(ctx context.Context, _ int, to counter) (*daemon, error) {
-			return startPmbmpd(ctx, to.address(), "bmp")
+			return startPmbmpd(ctx, to.address(), "bmp", routers)
 		}})
 	}
 	return list
@@ -94,19 +95,15 @@ func (r *run) race(ctx context.Context, t *table, to counter, messages, repeats 
 	} else {
 		t.note("pmbmpd is not installed: no comparison")
 	}
-	t.note("%d runs of each, taking turns, each a fresh process that first got a tenth of the stream to warm up; medians", repeats)
+	t.note("%d runs of each, taking turns, each a fresh process that got a tenth more before, to warm up; medians", repeats)
 	t.note("CPU is user and system time of the daemon's process, all threads; records are counted at the broker")
 	for _, routers := range fleets {
 		l, err := newLoad(routers, messages)
 		if err != nil {
 			return err
 		}
-		warm, err := newLoad(routers, messages/10)
-		if err != nil {
-			return err
-		}
-		t.note("%d router(s): %d messages, %.1f MB of BMP, %d records", routers, l.messages, float64(l.bytes)/1e6, l.records)
-		list := r.contenders()
+		t.note("%d router(s): %d messages, %.1f MB of BMP, %d records", routers, l.rest.messages, float64(l.rest.bytes)/1e6, l.rest.records)
+		list := r.contenders(routers)
 		for turn := range repeats {
 			for _, c := range list {
 				d, err := c.start(ctx, turn, to)
@@ -114,7 +111,7 @@ func (r *run) race(ctx context.Context, t *table, to counter, messages, repeats 
 					return err
 				}
 				c.kind = d.kind
-				s, err := r.measure(ctx, d, to, warm, l)
+				s, err := r.measure(ctx, d, to, l)
 				if closeErr := d.close(); err == nil {
 					err = closeErr
 				}
@@ -122,7 +119,7 @@ func (r *run) race(ctx context.Context, t *table, to counter, messages, repeats 
 					return fmt.Errorf("%s with %d routers: %w", d.kind, routers, err)
 				}
 				fmt.Fprintf(os.Stderr, "%s, %d routers, turn %d: %.2f s, CPU %.2f s, %d of %d records\n",
-					d.kind, routers, turn+1, s.wall.Seconds(), s.cpu.Seconds(), s.records, l.records)
+					d.kind, routers, turn+1, s.wall.Seconds(), s.cpu.Seconds(), s.records, l.rest.records)
 				c.samples = append(c.samples, s)
 			}
 		}
@@ -146,10 +143,10 @@ func (r *run) compare(t *table, routers int, l *load, list []*contender) {
 			peak = append(peak, float64(s.peak)/1e6)
 			other = append(other, 100*s.other)
 			each = append(each, number(s.cpu.Seconds()*1e6/n))
-			if s.records != l.records {
+			if s.records != l.rest.records {
 				whole[i] = false
-				t.result("%s with %d router(s): %d records at the broker, %d were due", c.kind, routers, s.records, l.records)
-				r.promise(c.kind == "pmbmpd", "%s with %d routers: %d of %d records", c.kind, routers, s.records, l.records)
+				t.result("%s with %d router(s): %d records at the broker, %d were due", c.kind, routers, s.records, l.rest.records)
+				r.promise(c.kind == "pmbmpd", "%s with %d routers: %d of %d records", c.kind, routers, s.records, l.rest.records)
 			}
 		}
 		perCPU[i] = 1e6 / median(cost)
@@ -163,66 +160,67 @@ func (r *run) compare(t *table, routers int, l *load, list []*contender) {
 	}
 }
 
-// measure sends warm and then l to the daemon, and waits for all records.
-func (r *run) measure(ctx context.Context, d *daemon, to counter, warm, l *load) (s sample, err error) {
-	if _, _, err := send(ctx, d, to, warm); err != nil {
-		return s, fmt.Errorf("warm up: %w", err)
+// measure has routers send a load to the daemon, until all of it is at the
+// broker.
+func (r *run) measure(ctx context.Context, d *daemon, to counter, l *load) (s sample, err error) {
+	base, err := to.count()
+	if err != nil {
+		return s, err
+	}
+	f, err := connect(ctx, &l.warm, d)
+	if err != nil {
+		return s, err
+	}
+	defer f.close()
+	if n, _, err := arrive(ctx, to, base, l.warm.records); err != nil || n != l.warm.records {
+		return s, errors.Join(err, fmt.Errorf("warm up: %d records at the broker, %d were due", n, l.warm.records))
+	}
+	if _, err := quiet(ctx, d); err != nil {
+		return s, err
+	}
+	err = r.profile(d, fmt.Sprintf("%s %s %d routers", d.kind, to.name(), len(f.conns)), 3, func() (err error) {
+		s, err = send(ctx, f, d, to, &l.rest)
+		return err
+	})
+	return s, err
+}
+
+// send writes a flow and waits for its records. What the daemon uses after the
+// last of them has arrived is not counted.
+func send(ctx context.Context, f *feeder, d *daemon, to counter, p *flow) (s sample, err error) {
+	base, err := to.count()
+	if err != nil {
+		return s, err
 	}
 	before, err := d.process.Usage()
 	if err != nil {
 		return s, err
 	}
-	busy, err := r.machine(to)
+	machine, err := watchMachine(to)
 	if err != nil {
 		return s, err
 	}
-	err = r.profile(d, fmt.Sprintf("%s %s %d routers", d.kind, to.name(), len(l.streams)), 3, func() (err error) {
-		s.records, s.wall, err = send(ctx, d, to, l)
-		return err
-	})
-	if err != nil {
-		return s, err
-	}
-	// What comes after the last record, such as freeing memory, is part of the
-	// cost.
-	after, err := quiet(ctx, d)
-	if err != nil {
-		return s, err
-	}
-	s.cpu, s.peak = after.CPU-before.CPU, after.PeakRSS
-	s.other, err = busy.others(s.cpu)
-	return s, err
-}
-
-// send has routers send a load to the daemon, and waits until all of it is at the
-// broker; wall is when it was. Then the routers leave, which makes one more record
-// of each; send waits for these too.
-func send(ctx context.Context, d *daemon, to counter, l *load) (records uint64, wall time.Duration, err error) {
-	base, err := to.count()
-	if err != nil {
-		return 0, 0, err
-	}
-	f, err := dial(ctx, len(l.streams), d)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer f.close()
 	begin := time.Now()
 	sent := make(chan error, 1)
-	go func() { sent <- f.send(l) }()
-	records, end, err := arrive(ctx, to, base, l.records)
+	go func() { sent <- f.send(p) }()
+	var end time.Time
+	if s.records, end, err = arrive(ctx, to, base, p.records); err != nil {
+		return s, err
+	}
+	after, err := d.process.Usage()
 	if err != nil {
-		return 0, 0, err
+		return s, err
 	}
-	f.close()
-	if err := <-sent; err != nil && records >= l.records {
-		return 0, 0, err
+	s.wall, s.cpu, s.peak = end.Sub(begin), after.CPU-before.CPU, after.PeakRSS
+	if s.other, err = machine.others(s.cpu); err != nil {
+		return s, err
 	}
-	if _, _, err := arrive(ctx, to, base, records+uint64(len(l.streams))); err != nil {
-		return 0, 0, err
+	if s.records < p.records {
+		f.close() // it may have stopped reading
+		<-sent
+		return s, nil
 	}
-	_, err = quiet(ctx, d)
-	return records, end.Sub(begin), err
+	return s, <-sent
 }
 
 // patience is how long nothing may arrive at the broker before a run counts as
