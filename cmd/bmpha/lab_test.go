@@ -182,7 +182,7 @@ control: {socket: %s}
 	m.client = control.NewClient(m.socket)
 	l.t.Cleanup(m.client.Close)
 	m.Process, err = rig.Start(l.t.Context(), rig.Command{
-		Name: name, Path: binary(l.t), Args: []string{"run", "-c", m.file}, Log: m.log, Grace: 30 * time.Second,
+		Name: name, Path: program(l.t), Args: []string{"run", "-c", m.file}, Log: m.log, Grace: 30 * time.Second,
 		Env: append(append([]string{"GORACE=exitcode=66 halt_on_error=1 atexit_sleep_ms=0"}, l.env...), env...),
 		Ready: func() error {
 			_, err := m.client.Status(l.t.Context())
@@ -296,7 +296,7 @@ type outcome struct {
 // command runs the binary to its end.
 func (l *lab) command(args ...string) outcome {
 	l.t.Helper()
-	cmd := exec.CommandContext(l.within(time.Minute), binary(l.t), args...)
+	cmd := exec.CommandContext(l.within(time.Minute), program(l.t), args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
@@ -391,6 +391,18 @@ func (l *lab) same(routers ...*replay.Router) {
 			last = errors.New(d.String())
 		}
 		return last
+	})
+}
+
+// sameRouter is same for one router among others.
+func (l *lab) sameRouter(r *replay.Router, address string) {
+	l.t.Helper()
+	r.Pause(true)
+	l.untilWithin(time.Minute, "table of "+address+" in Kafka", func() error {
+		if d := replay.Compare(r.Table(), l.tally.routesOf(address)); !d.Empty() {
+			return errors.New(d.String())
+		}
+		return nil
 	})
 }
 

@@ -66,8 +66,8 @@ var build = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// binary returns the path of the program.
-func binary(t testing.TB) string {
+// program returns the path of the program.
+func program(t testing.TB) string {
 	t.Helper()
 	path, err := build()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -226,9 +227,16 @@ func newSink(cfg *config.Config, log *slog.Logger) (sink.Sink, string, error) {
 		Brokers: k.Brokers, Properties: k.Properties, DeadLetter: k.DeadLetter, Window: k.InFlight, Log: log,
 		TLS: sink.TLS{
 			Enable: k.TLS.Enabled, CAFile: k.TLS.CA, CertFile: k.TLS.Cert, KeyFile: k.TLS.Key,
-			KeyPassword: k.TLS.KeyPassword.Reveal(), SkipVerify: !k.TLS.VerifyHostname,
+			KeyPassword: k.TLS.KeyPassword.Reveal(),
 		},
 		SASL: sink.SASL{Mechanism: k.SASL.Mechanism, Username: k.SASL.Username, Password: k.SASL.Password.Reveal()},
+	}
+	if k.TLS.Enabled && !k.TLS.VerifyHostname {
+		o.Properties = maps.Clone(k.Properties)
+		if o.Properties == nil {
+			o.Properties = make(map[string]string)
+		}
+		o.Properties["ssl.endpoint.identification.algorithm"] = "none"
 	}
 	open := sink.NewKafka
 	if k.Client == config.ClientReference {

@@ -31,7 +31,7 @@ import (
 //	steady FILE                writes the last output, with NOW for the time of arrival
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	path := filepath.Dir(binary(t)) + string(os.PathListSeparator) + os.Getenv("PATH")
+	path := filepath.Dir(program(t)) + string(os.PathListSeparator) + os.Getenv("PATH")
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

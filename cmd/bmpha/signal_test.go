@@ -117,7 +117,7 @@ func startBlocked(cmd *exec.Cmd) error {
 // all the same, a hundred times.
 func TestSignalsAtStart(t *testing.T) {
 	t.Parallel()
-	path := binary(t)
+	path := program(t)
 	session, _ := smallSession()
 	for i := range 100 {
 		cmd := exec.CommandContext(t.Context(), path, "decode", "-")
@@ -160,7 +160,7 @@ func TestDaemonSignalsAtStart(t *testing.T) {
 		l.must(os.Truncate(m.log, 0))
 		log, err := os.OpenFile(m.log, os.O_APPEND|os.O_WRONLY, 0)
 		l.must(err)
-		cmd := exec.CommandContext(t.Context(), binary(t), "run", "-c", m.file)
+		cmd := exec.CommandContext(t.Context(), program(t), "run", "-c", m.file)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		cmd.Stdout, cmd.Stderr = log, log
 		done := make(chan error, 1)

@@ -17,9 +17,9 @@ import (
 type tally struct {
 	mu      sync.Mutex
 	table   replay.Consumer
-	numbers map[uint64]int // by number of the route
-	events  map[string]int // by event_type, and for log records also by bmp_msg_type
-	senders []stint        // in the order of the records
+	numbers map[uint64]int    // by number of the route
+	events  map[[2]string]int // by router and event_type, bmp_msg_type or log_type
+	senders []stint           // in the order of the records
 	last    map[place]record.Header
 	faults  []string // what should never be seen
 	count   int
@@ -42,7 +42,7 @@ type place struct {
 }
 
 func newTally() *tally {
-	return &tally{numbers: make(map[uint64]int), events: make(map[string]int), last: make(map[place]record.Header)}
+	return &tally{numbers: make(map[uint64]int), events: make(map[[2]string]int), last: make(map[place]record.Header)}
 }
 
 func (t *tally) fault(format string, args ...any) {
@@ -65,6 +65,7 @@ func (t *tally) record(r rig.Record) {
 		Type   string `json:"bmp_msg_type"`
 		Log    string `json:"log_type"`
 		Prefix string `json:"ip_prefix"`
+		Router string `json:"bmp_router"`
 	}
 	if err := json.Unmarshal(r.Value, &v); err != nil {
 		t.fault("partition %d offset %d: %v", r.Partition, r.Offset, err)
@@ -72,7 +73,7 @@ func (t *tally) record(r rig.Record) {
 	}
 	for _, name := range []string{v.Event, v.Type, v.Log} {
 		if name != "" {
-			t.events[name]++
+			t.events[[2]string{v.Router, name}]++
 		}
 	}
 	if n, ok := replay.Number(v.Prefix); ok {
@@ -88,11 +89,11 @@ func (t *tally) record(r rig.Record) {
 		return
 	}
 	t.sender(h, r.Timestamp)
-	// P4. After a failure the cursor goes back, which repeats; it never skips
-	// ahead and comes back for what it left out, which a token would tell.
+	// P4. After a failure the cursor goes back, and what is then sent again is
+	// marked; it never skips ahead and comes back for what it left out.
 	p := place{r.Partition, h.Instance, h.Session, h.Token}
 	before, seen := t.last[p]
-	if seen && (h.Message < before.Message || h.Message == before.Message && h.Index <= before.Index) {
+	if seen && h.Flags&record.FlagReplayed == 0 && (h.Message < before.Message || h.Message == before.Message && h.Index <= before.Index) {
 		t.fault("partition %d offset %d: message %d.%d of session %d came after %d.%d",
 			r.Partition, r.Offset, h.Message, h.Index, h.Session, before.Message, before.Index)
 	}
@@ -116,10 +117,12 @@ func (t *tally) Count() int {
 	return t.count
 }
 
-func (t *tally) event(name string) int {
+// eventsOf counts the records of a router with that event_type, bmp_msg_type or
+// log_type.
+func (t *tally) eventsOf(router, name string) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.events[name]
+	return t.events[[2]string{router, name}]
 }
 
 // stints returns who sent, one after the other.

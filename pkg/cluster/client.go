@@ -112,6 +112,7 @@ type Member struct {
 	Mode    string
 	Reason  string
 	Since   int64
+	Left    bool // gone by its own will
 }
 
 // A View is what one look at Redis shows.
@@ -203,7 +204,7 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 			continue
 		}
 		mine := self != nil && name == c.opts.Process
-		if mine && instance != self.Instance && age < c.opts.Expiry.Microseconds() && older(e.Time, instance, timestamp, self.Instance) {
+		if mine && instance != self.Instance && !e.Left && age < c.opts.Expiry.Microseconds() && older(e.Time, instance, timestamp, self.Instance) {
 			view.Shadowed = true
 		}
 		if mine && !view.Shadowed {
@@ -218,7 +219,7 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 		view.Members = append(view.Members, Member{
 			Member: election.Member{Name: name, Instance: instance, Token: e.Token, Routers: e.routers()},
 			Own:    e.Time, Beat: e.Beat, Version: e.Version, Host: e.Host, PID: e.PID,
-			Role: e.Role, Mode: e.Mode, Reason: e.Reason, Since: e.Since,
+			Role: e.Role, Mode: e.Mode, Reason: e.Reason, Since: e.Since, Left: e.Left,
 		})
 	}
 	if len(stale) > 0 {
@@ -285,6 +286,9 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 		default:
 			m.Value = t
 			m.TTL = max(0, ttl.Microseconds())
+		}
+		if m.Left {
+			m.Gone, m.TTL = true, 0
 		}
 		if m.Native && (m.Gone || m.Value == election.ForcedStandby) {
 			continue // expired meanwhile, or left behind by one that has left
@@ -389,15 +393,18 @@ func (c *Client) Watch(ctx context.Context, changed func()) {
 	}
 }
 
-// Leave takes us off the list. The timestamp key stays with the value that makes
-// everyone else come first, without expiry: a native member that lists keys and
-// then reads them does not survive one that vanishes in between.
-func (c *Client) Leave(ctx context.Context) error {
+// Leave takes us off the list, with our last words: the low-water marks that a
+// successor begins with stay, as those of a member that has died. The timestamp
+// key stays with the value that makes everyone else come first, without expiry: a
+// native member that lists keys and then reads them does not survive one that
+// vanishes in between.
+func (c *Client) Leave(ctx context.Context, self *Self, timestamp uint64, beat int64) error {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
 	defer cancel()
+	self.Left = true
 	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		p.Set(ctx, c.opts.Keys.Timestamp(c.opts.Process), election.ForcedStandby, 0)
-		p.HDel(ctx, c.opts.Keys.Members(), c.opts.Process)
+		p.HSet(ctx, c.opts.Keys.Members(), c.opts.Process, self.encode(timestamp, beat))
 		p.Publish(ctx, c.opts.Keys.Changed(), c.opts.Process)
 		return nil
 	})

@@ -275,7 +275,9 @@ func TestLeave(t *testing.T) {
 	eachRedis(t, rig.RedisOptions{}, func(t *testing.T, r rig.Redis) {
 		a, b := client(t, r, "a"), client(t, r, "b")
 		round(t, a, &Self{Instance: 1}, 100)
-		if err := a.Leave(t.Context()); err != nil {
+		_, v := round(t, a, &Self{Instance: 1}, 100)
+		last := &Self{Instance: 1, Routers: map[string]election.RouterState{"r": {Mark: 77}}}
+		if err := a.Leave(t.Context(), last, 100, v.RedisTime); err != nil {
 			t.Fatal(err)
 		}
 		rdb := r.Client()
@@ -284,8 +286,13 @@ func TestLeave(t *testing.T) {
 		if v, ttl := rdb.Get(t.Context(), key).Val(), rdb.PTTL(t.Context(), key).Val(); v != "9223372036854775807" || ttl > 0 {
 			t.Errorf("left behind %q with expiry %v", v, ttl)
 		}
-		if got, _ := round(t, b, &Self{Instance: 2}, 200); len(got.Members) != 1 {
-			t.Errorf("after a left b sees %+v", got.Members)
+		got, _ := round(t, b, &Self{Instance: 2}, 200)
+		if m, ok := find(got, "a"); !ok || !m.Gone || m.Routers["r"].Mark != 77 {
+			t.Errorf("after a left b sees it as %+v (%v)", m, ok)
+		}
+		again, _ := round(t, client(t, r, "a"), &Self{Instance: 3}, 300)
+		if m, ok := find(again, "a"); again.Shadowed || !ok || m.Gone {
+			t.Errorf("a is back and sees itself as %+v (%v), shadowed %v", m, ok, again.Shadowed)
 		}
 	})
 }

@@ -37,6 +37,7 @@ type Self struct {
 	Since    int64 // of the role, µs since the Unix epoch
 	Token    uint64
 	Routers  map[string]election.RouterState // by identity
+	Left     bool                            // these are our last words
 }
 
 // entry is Self as it lies in Redis.
@@ -54,13 +55,14 @@ type entry struct {
 	Since    int64               `json:"since"`
 	Token    uint64              `json:"token"`
 	Routers  map[string][2]int64 `json:"routers"` // flags, low-water mark or -1
+	Left     bool                `json:"left,omitempty"`
 }
 
 func (s *Self) encode(timestamp uint64, beat int64) []byte {
 	e := entry{
 		V: entryVersion, Instance: strconv.FormatUint(s.Instance, 16), Time: timestamp, Beat: beat,
 		Version: s.Version, Host: s.Host, PID: s.PID,
-		Role: s.Role, Mode: s.Mode, Reason: s.Reason, Since: s.Since, Token: s.Token,
+		Role: s.Role, Mode: s.Mode, Reason: s.Reason, Since: s.Since, Token: s.Token, Left: s.Left,
 		Routers: make(map[string][2]int64, len(s.Routers)),
 	}
 	for id, r := range s.Routers {

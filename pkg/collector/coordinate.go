@@ -419,8 +419,13 @@ func (co *coordinator) follow(now int64) {
 		return
 	}
 	defer co.tell()
+	const most = 16 // names in a line
 	var names []string
-	for _, m := range co.e.Members() {
+	for i, m := range co.e.Members() {
+		if i == most {
+			names = append(names, fmt.Sprintf("and %d more", len(co.e.Members())-most))
+			break
+		}
 		names = append(names, m.Name)
 	}
 	if role != old.role {
@@ -523,8 +528,13 @@ func (co *coordinator) leave() {
 func (co *coordinator) resign() {
 	idle := make(chan struct{})
 	wrote := false
-	_ = co.do(context.Background(), func(int64) {
+	var self *cluster.Self
+	var timestamp uint64
+	var beat int64
+	_ = co.do(context.Background(), func(now int64) {
 		co.ended, wrote = true, co.wrote != 0
+		self, _ = co.self()
+		timestamp, beat = co.e.Timestamp(), co.c.clock.toRedis(now)
 		if co.busy {
 			co.idle = idle
 		} else {
@@ -536,7 +546,7 @@ func (co *coordinator) resign() {
 	if !wrote {
 		return
 	}
-	if err := co.client.Leave(context.Background()); err != nil {
+	if err := co.client.Leave(context.Background(), self, timestamp, beat); err != nil {
 		co.c.log.Warn("could not leave the cluster in order", "error", err)
 	}
 }

@@ -140,6 +140,9 @@ func Members(v *cluster.View, process string, instance uint64) []control.Member 
 	var list []control.Member
 	for i := range v.Members {
 		m := &v.Members[i]
+		if m.Left {
+			continue
+		}
 		cm := control.Member{
 			Name: m.Name, Kind: control.KindBMPHA, Gone: m.Gone, Timestamp: m.Value,
 			Role: m.Role, Forced: forced(m.Mode), Reason: m.Reason, Token: m.Token,

@@ -290,7 +290,11 @@ func (k *kafkaSink) attend(flags C.uint32_t) {
 			text, facility := C.GoString(&t.text[0]), C.GoString(&t.fac[0])
 			if facility == "" { // an error event
 				facility = C.GoString(C.bk_err2str(C.int(t.err)))
-				k.journal.fault(facility + ": " + text)
+				if t.err == allBrokersDown {
+					k.journal.symptom(facility + ": " + text)
+				} else {
+					k.journal.fault(facility + ": " + text)
+				}
 			}
 			k.journal.line(int(t.level), facility, text)
 			C.bk_free_text(t)

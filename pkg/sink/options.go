@@ -294,6 +294,24 @@ func (j *journal) fault(text string) {
 	j.lastError, j.lastAt = j.redact(text), time.Now()
 }
 
+// allBrokersDown is RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN. It comes behind whatever
+// made the connections fail, and again with every attempt.
+const allBrokersDown = -187
+
+// symptom is fault for an error that only says that something is wrong. It does
+// not cover one that says what.
+func (j *journal) symptom(text string) {
+	j.mu.Lock()
+	told := j.lastError != "" && time.Since(j.lastAt) < time.Minute
+	if told {
+		j.lastAt = time.Now()
+	}
+	j.mu.Unlock()
+	if !told {
+		j.fault(text)
+	}
+}
+
 func (j *journal) last() (string, time.Time) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -105,3 +105,25 @@ func TestSecretsInErrors(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSymptomCoversNothing: that all brokers are down is known soon enough; why is
+// what an operator needs.
+func TestSymptomCoversNothing(t *testing.T) {
+	j := newJournal(&Options{})
+	last := func(want string) {
+		t.Helper()
+		if got, at := j.last(); got != want || time.Since(at) > time.Minute {
+			t.Errorf("last error %q at %s, want %q", got, at, want)
+		}
+	}
+	j.symptom("all brokers are down")
+	last("all brokers are down")
+	j.fault("authentication failed")
+	j.symptom("all brokers are down")
+	last("authentication failed")
+	j.fault("connection refused")
+	last("connection refused")
+	j.lastAt = time.Now().Add(-2 * time.Minute)
+	j.symptom("all brokers are down")
+	last("all brokers are down")
+}

@@ -373,7 +373,11 @@ func (s *referenceSink) event(lane int, e kafka.Event) {
 	case *kafka.Message:
 		s.delivered(e)
 	case kafka.Error:
-		s.journal.fault(e.Error())
+		if e.Code() == kafka.ErrAllBrokersDown {
+			s.journal.symptom(e.Error())
+		} else {
+			s.journal.fault(e.Error())
+		}
 		if e.Code() == kafka.ErrAllBrokersDown {
 			s.stats.Connected = false
 		}
