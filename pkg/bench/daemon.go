@@ -96,18 +96,19 @@ func (d *daemon) awaitStatusEvery(ctx context.Context, every time.Duration, what
 	defer cancel()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	seen := "no status"
 	for {
 		s, err := d.control.Status(ctx)
-		if err == nil && ok(s) {
+		switch {
+		case err == nil && ok(s):
 			return nil
+		case err == nil:
+			seen = fmt.Sprintf("%s, %s, %d messages held", s.Role, s.Reason, s.Hold.Messages)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			if s == nil {
-				return fmt.Errorf("%s at %s is not %s: %w", d.kind, d.addr, what, err)
-			}
-			return fmt.Errorf("%s is not %s: %s, %s, %d messages held", s.Process, what, s.Role, s.Reason, s.Hold.Messages)
+			return fmt.Errorf("%s at %s is not %s: %s (%w)", d.kind, d.addr, what, seen, err)
 		}
 	}
 }

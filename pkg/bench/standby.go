@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/bmpha/bmpha/pkg/cluster"
@@ -88,12 +89,9 @@ func (r *run) hold(ctx context.Context, b *discarder, l *load, pair bool, turn i
 	if pair {
 		err = start("a", "active", isActive)
 	} else {
-		cl := r.redis.Client()
-		defer cl.Close()
-		// A timestamp before anybody's: this member is active.
-		key := cluster.NewKeys(name, 0).Timestamp("pmacct")
-		if err = cl.Set(ctx, key, "1600000000000000", 10*time.Minute).Err(); err == nil {
-			defer cl.Del(context.WithoutCancel(ctx), key)
+		var leave func()
+		if leave, err = r.nativeMember(ctx, name); err == nil {
+			defer leave()
 		}
 	}
 	if err != nil {
@@ -164,4 +162,35 @@ func (r *run) hold(ctx context.Context, b *discarder, l *load, pair bool, turn i
 		h.active = after.CPU - before.CPU
 	}
 	return h, nil
+}
+
+// nativeMember puts a pmacct into a cluster, by the key that one writes: the oldest
+// timestamp of all, renewed every second.
+func (r *run) nativeMember(ctx context.Context, name string) (leave func(), err error) {
+	cl := r.redis.Client()
+	key := cluster.NewKeys(name, 0).Timestamp("pmacct")
+	beat := func() error { return cl.Set(ctx, key, "1600000000000000", 3*time.Second).Err() }
+	if err := beat(); err != nil {
+		cl.Close()
+		return nil, fmt.Errorf("write a native member: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				_ = beat() // the next one may do
+			}
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
+		cl.Close()
+	}, nil
 }
