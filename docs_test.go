@@ -231,6 +231,34 @@ func startAndWait(t *testing.T, bin string, env []string, status func() (string,
 	}
 }
 
+// TestPmacctConfigurations: what stands in pmacct/ can be run.
+func TestPmacctConfigurations(t *testing.T) {
+	bin, _ := install(t)
+	if out, err := exec.Command(bin, "config", "check", "-c", "pmacct/bmpha.yaml").CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	rig.Require(t, rig.PmbmpdPart)
+	conf, err := os.ReadFile("pmacct/pmbmpd.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string // but for the address, which the rig chooses
+	for line := range strings.Lines(string(conf)) {
+		if key, _, ok := strings.Cut(line, ":"); ok && !strings.HasPrefix(line, "!") && key != "bmp_daemon_ip" && key != "bmp_daemon_port" {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	p, err := rig.StartPmbmpd(ctx, rig.PmbmpdOptions{Config: lines})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLinks: files that the documents point to exist.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
