@@ -71,6 +71,10 @@ func (l *lab) consume(partitions int, config ...string) *lab {
 	return l
 }
 
+// fastExpiry is that of tests that are not about the default timers: short, but
+// long enough that a busy machine does not take a collector for dead.
+const fastExpiry = time.Second
+
 // withDefaultTimers is for tests that are about them. The others are faster.
 func withDefaultTimers(l *lab) { l.slow = true }
 
@@ -163,7 +167,7 @@ func (l *lab) tryStart(process, name string, env ...string) (*member, error) {
 		l: l, name: name, listen: "127.0.0.1:" + strconv.Itoa(port), socket: filepath.Join(dir, "s"),
 		file: filepath.Join(dir, "bmpha.yaml"), log: filepath.Join(dir, "log"),
 	}
-	heartbeat, expiry := 100*time.Millisecond, 400*time.Millisecond
+	heartbeat, expiry := 200*time.Millisecond, fastExpiry
 	if l.slow {
 		heartbeat, expiry = time.Second, 2*time.Second
 	}

@@ -169,7 +169,7 @@ func TestStatusFromRedis(t *testing.T) {
 func TestKafkaAway(t *testing.T) {
 	t.Parallel()
 	const user, password = "bmpha", "open sesame"
-	l := newLab(t, withKafka(rig.KafkaOptions{User: user, Password: password}),
+	l := newLab(t, withDefaultTimers, withKafka(rig.KafkaOptions{User: user, Password: password}),
 		with("BMPHA_KAFKA_SASL_MECHANISM=PLAIN", "BMPHA_KAFKA_SASL_USERNAME="+user, "BMPHA_KAFKA_SASL_PASSWORD="+password))
 	l.consume(4)
 	ms := l.cluster("a", "b")
