@@ -286,6 +286,9 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 		default:
 			m.Value = t
 			m.TTL = max(0, ttl.Microseconds())
+			if ttl == 0 { // in its last millisecond, and not without expiry
+				m.TTL = 1
+			}
 		}
 		if m.Left {
 			m.Gone, m.TTL = true, 0
