@@ -32,6 +32,15 @@ func TestLongKills(t *testing.T) {
 	r := l.numbered(trafficRate, ms...)
 	var silent []time.Duration
 	for range 10 {
+		// The table dump of the heir's new session must be through, else what it
+		// holds, and sends again, is the whole table.
+		table := uint64(len(r.Table()))
+		heir.seen("the whole table", func(s *control.Status) error {
+			if len(s.Routers) == 0 || s.Routers[0].Messages < table {
+				return fmt.Errorf("%+v", s.Routers)
+			}
+			return nil
+		})
 		l.settled(heir)
 		k := l.kill(active, heir)
 		if k.silent > k.expiry+mostSilent {
