@@ -2,16 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"regexp"
 	"testing"
 	"time"
 
 	"github.com/bmpha/bmpha/pkg/control"
-	"github.com/bmpha/bmpha/pkg/replay"
 	"github.com/bmpha/bmpha/pkg/rig"
 )
 
@@ -94,23 +92,17 @@ func realRouter(t *testing.T, start func(context.Context, rig.RouterOptions) (ri
 		t.Errorf("maintenance: exit code %d, %s%s", o.code, o.out, o.errOut)
 	}
 	talk.until("a is active", func() error { return roleOf(a, control.RoleActive) })
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(l.story())
-		}
-	})
 	l.until("Kafka says what the router says", func() error {
 		want, err := router.Table(l.within(10 * time.Second))
 		if err != nil {
 			return err
 		}
-		got, err := l.heard(router)
+		got, err := l.postPolicy()
 		if err != nil {
 			return err
 		}
 		if only, missing := want.Diff(got); len(only)+len(missing) > 0 || len(want) == 0 {
-			return fmt.Errorf("of %d routes Kafka lacks %d, such as %s, and has %d more, such as %s",
-				len(want), len(only), fmt.Sprint(only[:min(2, len(only))]), len(missing), fmt.Sprint(missing[:min(2, len(missing))]))
+			return fmt.Errorf("of %d routes Kafka lacks %d %.2v and has %d more %.2v", len(want), len(only), only, len(missing), missing)
 		}
 		return nil
 	})
@@ -123,33 +115,51 @@ func roleOf(m *member, want string) error {
 	return nil
 }
 
-// heard is the router's pre-policy Adj-RIB-In as the topic has it, by the rules of
-// replay.Consumer: the last word about a route counts, a peer that is down has
-// none, and one that comes up begins anew.
-func (l *lab) heard(router rig.Router) (rig.Table, error) {
+// postPolicy builds the post-policy table from the topic: the last word about a
+// route counts, and a neighbour that is down has none.
+func (l *lab) postPolicy() (rig.Table, error) {
+	records, err := rig.ReadTopic(l.within(20*time.Second), l.kafka.Brokers(), l.name, l.kafka.Client()...)
+	if err != nil {
+		return nil, err
+	}
+	routes := map[[2]string]rig.Route{}
+	for _, r := range records {
+		var v struct {
+			Type    string `json:"bmp_msg_type"`
+			Log     string `json:"log_type"`
+			RIB     string `json:"bmp_rib_type"`
+			Peer    string `json:"peer_ip"`
+			Prefix  string `json:"ip_prefix"`
+			NextHop string `json:"bgp_nexthop"`
+			ASPath  string `json:"as_path"`
+		}
+		if err := json.Unmarshal(r.Value, &v); err != nil {
+			return nil, err
+		}
+		key := [2]string{v.Peer, v.Prefix}
+		switch {
+		case v.Type == "peer_down":
+			for k := range routes {
+				if k[0] == v.Peer {
+					delete(routes, k)
+				}
+			}
+		case v.RIB != "Adj-Rib-In Post-Policy":
+		case v.Log == "withdraw":
+			delete(routes, key)
+		case v.Log == "update":
+			routes[key] = rig.Route{
+				Peer: netip.MustParseAddr(v.Peer), Prefix: netip.MustParsePrefix(v.Prefix),
+				NextHop: netip.MustParseAddr(v.NextHop), ASPath: v.ASPath,
+			}
+		}
+	}
 	table := rig.Table{}
-	for k, value := range l.tally.routesOf(router.Address().String()) {
-		if k.RIB != replay.InPre {
-			continue
-		}
-		m := routeValue.FindStringSubmatch(value)
-		if m == nil {
-			return nil, fmt.Errorf("route %s: value %q", k, value)
-		}
-		r := rig.Route{ASPath: m[2]}
-		var errs [3]error
-		r.Peer, errs[0] = netip.ParseAddr(k.Peer)
-		r.Prefix, errs[1] = netip.ParsePrefix(k.Prefix)
-		r.NextHop, errs[2] = netip.ParseAddr(m[1])
-		if err := errors.Join(errs[:]...); err != nil {
-			return nil, fmt.Errorf("route %s: %w", k, err)
-		}
+	for _, r := range routes {
 		table[r] = true
 	}
 	return table, nil
 }
-
-var routeValue = regexp.MustCompile(`^via (\S+) path \[([^\]]*)\]`)
 
 // A talker is a neighbour's mouth.
 type talker struct {
