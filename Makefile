@@ -13,7 +13,7 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 
 LDFLAGS = $(if $(VERSION),-X main.release=$(VERSION))
-FUZZTIME ?= 20s
+FUZZTIME ?= 10s
 
 .PHONY: all build demo test lint parts e2e sim fuzz bench install clean
 
@@ -56,7 +56,7 @@ test: parts lint
 	@./scripts/parts
 
 sim:
-	$(GO) test ./pkg/sim -run TestSeeds -timeout 30m -sim.seeds 3000
+	$(GO) test ./pkg/sim -run TestSeeds -timeout 30m -sim.seeds 2000
 
 fuzz:
 	./scripts/fuzz $(FUZZTIME)
