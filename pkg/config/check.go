@@ -2,8 +2,11 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -39,8 +42,11 @@ func (d *decoder) failHint(key string, others []string, hint, format string, arg
 func (d *decoder) check() {
 	d.checkNames()
 	d.checkListen()
+	d.checkRelay()
+	d.checkIntake()
 	d.checkRedis()
 	d.checkHold()
+	d.checkSpool()
 	if d.config.Sink == SinkFile && d.config.File.Path == "" {
 		d.fail("file.path", []string{"sink"}, "required for sink: file")
 	}
@@ -102,7 +108,7 @@ func (d *decoder) checkName(key, name string) {
 
 func (d *decoder) checkListen() {
 	l := &d.config.Listen
-	if len(l.Address) == 0 {
+	if len(l.Address) == 0 && !d.config.Intake.Active() {
 		d.fail("listen.address", nil, "expected at least one address such as :1790, found an empty list")
 	}
 	for i, address := range l.Address {
@@ -123,6 +129,121 @@ func (d *decoder) checkListen() {
 	}
 	if l.ReadTimeout == 0 {
 		d.fail("listen.read_timeout", nil, "expected more than 0: a router that stops within a message must be noticed")
+	}
+}
+
+func (d *decoder) checkRelay() {
+	r := &d.config.Relay
+	for i, address := range r.To {
+		key := d.itemKey("relay.to", i)
+		d.checkHostPort(key, address, false)
+		if slices.Contains(r.To[:i], address) {
+			d.fail(key, nil, "%s is in the list already", address)
+		}
+		if own := d.ownListener(address); own != "" {
+			d.fail(key, []string{own}, "%s is this collector itself (%s): sessions would go round in a circle", address, own)
+		}
+	}
+	if r.Buffer < 64<<10 {
+		d.fail("relay.buffer", nil, "expected at least 64KiB, found %s", formatBytes(r.Buffer))
+	}
+	if r.Parallel < 1 {
+		d.fail("relay.parallel", nil, "expected at least 1, found %d", r.Parallel)
+	}
+	if len(r.To) > 0 {
+		return
+	}
+	d.noEffect("relay", "relay.to", "proxy", "buffer", "resync", "parallel", "patience")
+	if d.config.Output.Decode == DecodeNever && !d.config.Intake.Active() {
+		d.fail("output.decode", []string{"relay.to", "intake.listen", "intake.files"},
+			"never: without relay.to and intake there would be nothing to do")
+	}
+}
+
+// ownListener returns the key of the listener that a local address means, or "".
+func (d *decoder) ownListener(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port == "0" {
+		return ""
+	}
+	ip, err := netip.ParseAddr(host)
+	local := host == "localhost" || err == nil && (ip.IsLoopback() || ip.IsUnspecified())
+	for key, list := range map[string][]string{"listen.address": d.config.Listen.Address, "intake.listen": d.config.Intake.Listen} {
+		for i, l := range list {
+			h, p, err := net.SplitHostPort(l)
+			if err != nil || p != port {
+				continue
+			}
+			lip, err := netip.ParseAddr(h)
+			anywhere := h == "" || err == nil && lip.IsUnspecified()
+			if h == host || local && anywhere {
+				return d.itemKey(key, i)
+			}
+		}
+	}
+	return ""
+}
+
+func (d *decoder) checkIntake() {
+	in := &d.config.Intake
+	for i, address := range in.Listen {
+		key := d.itemKey("intake.listen", i)
+		d.checkHostPort(key, address, true)
+		if slices.Contains(in.Listen[:i], address) && !strings.HasSuffix(address, ":0") {
+			d.fail(key, nil, "%s is in the list already", address)
+		}
+		if slices.Contains(d.config.Listen.Address, address) && !strings.HasSuffix(address, ":0") {
+			d.fail(key, []string{"listen.address"}, "%s is where routers connect (listen.address)", address)
+		}
+	}
+	if in.Advertise != "" {
+		d.checkHostPort("intake.advertise", in.Advertise, false)
+	}
+	if in.Partitions < 1 || in.Partitions > 10_000 {
+		d.fail("intake.partitions", nil, "expected 1 to 10000, found %d", in.Partitions)
+	}
+	for i, pattern := range in.Files {
+		key := d.itemKey("intake.files", i)
+		if _, err := filepath.Match(pattern, ""); err != nil || !filepath.IsAbs(pattern) {
+			d.fail(key, nil, "expected an absolute path, which may have * ? and [a-z], found %q", pattern)
+		}
+	}
+	if in.Positions == "" {
+		d.fail("intake.positions", nil, "expected the path of a file, found nothing")
+	}
+	if len(in.Listen) == 0 {
+		d.noEffect("intake", "intake.listen", "allow", "advertise", "partitions")
+	}
+	if len(in.Files) == 0 {
+		d.noEffect("intake", "intake.files", "positions")
+	}
+}
+
+func (d *decoder) checkSpool() {
+	s := &d.config.Spool
+	if s.Dir == "" {
+		d.noEffect("spool", "spool.dir", "max_bytes")
+		return
+	}
+	if !filepath.IsAbs(s.Dir) {
+		d.fail("spool.dir", nil, "expected an absolute path, found %q", s.Dir)
+	}
+	if s.MaxBytes < 64<<20 {
+		d.fail("spool.max_bytes", nil, "expected at least 64MiB, found %s", formatBytes(s.MaxBytes))
+	}
+}
+
+// noEffect reports those keys of a section that were changed although they mean
+// nothing without another.
+func (d *decoder) noEffect(section, without string, names ...string) {
+	defaults := Default()
+	got := maps.Collect(leaves(reflect.ValueOf(d.config).Elem(), ""))
+	for key, l := range leaves(reflect.ValueOf(&defaults).Elem(), "") {
+		for _, name := range names {
+			if key == section+"."+name && !reflect.DeepEqual(l.value.Interface(), got[key].value.Interface()) {
+				d.fail(key, []string{without}, "has no effect without %s", without)
+			}
+		}
 	}
 }
 
@@ -165,7 +286,7 @@ func (d *decoder) checkHostPort(key, address string, listen bool) {
 
 // portHint completes an address that lacks its port or the brackets of IPv6.
 func portHint(key, address string) string {
-	port := map[string]string{"listen.address": "1790", "redis.address": "6379", "kafka.brokers": "9092"}
+	port := map[string]string{"listen.address": "1790", "relay.to": "1791", "intake.listen": "9093", "redis.address": "6379", "kafka.brokers": "9092"}
 	key, _, _ = strings.Cut(key, "[")
 	host := strings.Trim(address, "[]")
 	if _, err := netip.ParseAddr(host); port[key] == "" || err != nil && !hostName.MatchString(host) {

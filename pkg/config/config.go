@@ -43,6 +43,17 @@ const (
 	SinkFile   = "file"
 	SinkStdout = "stdout"
 
+	ProxyNone = "none" // targets are told nothing of the router
+	ProxyV1   = "v1"   // PROXY protocol, a line of text
+	ProxyV2   = "v2"   // PROXY protocol, binary
+
+	ResyncReset = "reset" // the router's session is closed, so that it starts over
+	ResyncNone  = "none"  // a target that was lost waits for the router's next session
+
+	DecodeAuto   = "auto" // unless pmacct's records come through the intake
+	DecodeAlways = "always"
+	DecodeNever  = "never"
+
 	OrderRouter = "router" // all records of a router stay in order
 	OrderNone   = "none"   // no order is asked for
 
@@ -64,8 +75,11 @@ type Config struct {
 	Listen   Listen                `yaml:"listen"`
 	Identity string                `yaml:"identity" oneof:"address sysname"`
 	Routers  map[netip.Addr]string `yaml:"routers"` // alias of a router by its address
+	Relay    Relay                 `yaml:"relay"`
+	Intake   Intake                `yaml:"intake"`
 	Redis    Redis                 `yaml:"redis"`
 	Hold     Hold                  `yaml:"hold"`
+	Spool    Spool                 `yaml:"spool"`
 	Sink     string                `yaml:"sink" oneof:"kafka file stdout"`
 	File     File                  `yaml:"file"`
 	Kafka    Kafka                 `yaml:"kafka"`
@@ -91,6 +105,42 @@ type Listen struct {
 	MaxMessage  int64          `yaml:"max_message" as:"bytes"` // of a BMP message, 4 KiB to 64 MiB
 	Keepalive   time.Duration  `yaml:"keepalive"`              // of TCP, 1 s and up; 0 is off
 	ReadTimeout time.Duration  `yaml:"read_timeout"`           // for the rest of a message once it has begun
+	Proxy       bool           `yaml:"proxy"`                  // sessions begin with a PROXY header, v1 or v2
+}
+
+// Relay passes every session on to other stations, pmacct first of all.
+type Relay struct {
+	To       []string      `yaml:"to"` // host:port each; none: no relay
+	Proxy    string        `yaml:"proxy" oneof:"v1 v2 none"`
+	Buffer   int64         `yaml:"buffer" as:"bytes"` // for each target, 64 KiB and up
+	Resync   string        `yaml:"resync" oneof:"reset none"`
+	Parallel int           `yaml:"parallel"` // sessions that start over at a time, 1 and up
+	Patience time.Duration `yaml:"patience"` // without the first target before another collector is to send
+}
+
+// Intake takes the records that pmacct makes.
+type Intake struct {
+	Listen     []string       `yaml:"listen"`     // IP:port each, where Kafka producers connect; none: no producers
+	Allow      []netip.Prefix `yaml:"allow"`      // producers that may connect, loopback by default
+	Advertise  string         `yaml:"advertise"`  // host:port told to producers; empty: where they connected
+	Partitions int            `yaml:"partitions"` // shown of every topic, 1 to 10,000
+	Patience   time.Duration  `yaml:"patience"`   // without a producer before another collector is to send
+	Files      []string       `yaml:"files"`      // patterns of files whose lines are records
+	Positions  string         `yaml:"positions"`  // file that remembers how far Files were read
+}
+
+// Active reports whether anything comes in by the intake.
+func (i *Intake) Active() bool { return len(i.Listen)+len(i.Files) > 0 }
+
+// Spool is disk space for what memory has no room for.
+type Spool struct {
+	Dir      string `yaml:"dir"` // empty: no spool
+	MaxBytes int64  `yaml:"max_bytes" as:"bytes"`
+}
+
+// Decodes reports whether the collector makes records of BMP messages itself.
+func (c *Config) Decodes() bool {
+	return c.Output.Decode == DecodeAlways || c.Output.Decode == DecodeAuto && !c.Intake.Active()
 }
 
 // Redis says where the election is held.
@@ -164,6 +214,7 @@ type SASL struct {
 
 // Output says what records look like.
 type Output struct {
+	Decode     string `yaml:"decode" oneof:"auto always never"`
 	Dialect    string `yaml:"dialect" oneof:"1.8"`
 	Timestamps string `yaml:"timestamps" oneof:"default utc rfc3339 epoch"`
 	WriterID   string `yaml:"writer_id"` // with $proc_name, $writer_pid and $pmacct_build
@@ -195,6 +246,19 @@ func Default() Config {
 			ReadTimeout: time.Minute,
 		},
 		Identity: IdentityAddress,
+		Relay: Relay{
+			// pmacct 1.7.7 does not understand v2 for IPv6.
+			Proxy: ProxyV1,
+			// A table dump of 400,000 messages.
+			Buffer: 64 << 20,
+			Resync: ResyncReset, Parallel: 2, Patience: 5 * time.Second,
+		},
+		Intake: Intake{
+			Allow:      []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
+			Partitions: 1,
+			Patience:   5 * time.Second,
+			Positions:  "/var/lib/bmpha/positions.json",
+		},
 		Redis: Redis{
 			// One second and two are the timers of the original design.
 			Heartbeat: time.Second,
@@ -210,7 +274,8 @@ func Default() Config {
 			// table dump.
 			Margin: time.Second,
 		},
-		Sink: SinkKafka,
+		Spool: Spool{MaxBytes: 10 << 30},
+		Sink:  SinkKafka,
 		Kafka: Kafka{
 			Topic: "pmacct.bmp",
 			// The same on every collector, so that order and partition survive
@@ -223,6 +288,7 @@ func Default() Config {
 			TLS:        KafkaTLS{VerifyHostname: true},
 		},
 		Output: Output{
+			Decode:     DecodeAuto,
 			Dialect:    "1.8",
 			Timestamps: TimestampsDefault,
 			WriterID:   "$proc_name/$writer_pid",

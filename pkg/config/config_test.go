@@ -139,10 +139,20 @@ listen:
   max_message: 65536
   keepalive: 0
   read_timeout: 1m30s
+  proxy: true
 identity: sysname
 routers:
   192.0.2.1: edge-1
   "2001:db8::1": edge-2
+relay: {to: ["127.0.0.1:1791", "lab.example.net:1790"], proxy: v2, buffer: 1 MiB, resync: none, parallel: 7, patience: 3s}
+intake:
+  listen: 127.0.0.1:9093
+  allow: 192.0.2.0/24
+  advertise: 127.0.0.1:9094
+  partitions: 12
+  patience: 9s
+  files: [/var/log/pmacct/bmp-*.json, /srv/bgp.json]
+  positions: /tmp/positions.json
 redis:
   address: redis.example.net:6380
   username: bmpha
@@ -153,6 +163,7 @@ redis:
   expiry: 150ms
   scan: false
 hold: {memory: 64 MiB, window: 550ms, margin: 300ms}
+spool: {dir: /tmp/spool, max_bytes: 128MiB}
 sink: file
 file: {path: /tmp/out.jsonl}
 kafka:
@@ -169,7 +180,7 @@ kafka:
     linger.ms: 20
     enable.idempotence: true
     client.id: "a: b"
-output: {dialect: 1.8, timestamps: epoch, writer_id: "$pmacct_build 'x'", header: false}
+output: {decode: always, dialect: 1.8, timestamps: epoch, writer_id: "$pmacct_build 'x'", header: false}
 control: {socket: ./bmpha.sock, http: "127.0.0.1:1791"}
 log: {level: debug, format: json}
 `
@@ -187,8 +198,18 @@ func TestEverything(t *testing.T) {
 				netip.MustParsePrefix("198.51.100.7/32"),
 				netip.MustParsePrefix("2001:db8::/32"),
 			},
-			MaxSessions: 3, MaxMessage: 65536, ReadTimeout: 90 * time.Second,
+			MaxSessions: 3, MaxMessage: 65536, ReadTimeout: 90 * time.Second, Proxy: true,
 		},
+		Relay: Relay{
+			To: []string{"127.0.0.1:1791", "lab.example.net:1790"}, Proxy: ProxyV2, Buffer: 1 << 20,
+			Resync: ResyncNone, Parallel: 7, Patience: 3 * time.Second,
+		},
+		Intake: Intake{
+			Listen: []string{"127.0.0.1:9093"}, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")},
+			Advertise: "127.0.0.1:9094", Partitions: 12, Patience: 9 * time.Second,
+			Files: []string{"/var/log/pmacct/bmp-*.json", "/srv/bgp.json"}, Positions: "/tmp/positions.json",
+		},
+		Spool:    Spool{Dir: "/tmp/spool", MaxBytes: 128 << 20},
 		Identity: IdentitySysname,
 		Routers: map[netip.Addr]string{
 			netip.MustParseAddr("192.0.2.1"):   "edge-1",
@@ -208,7 +229,7 @@ func TestEverything(t *testing.T) {
 			SASL:       SASL{Mechanism: "SCRAM-SHA-512", Username: "u", Password: "geheim"},
 			Properties: Properties{"linger.ms": "20", "enable.idempotence": "true", "client.id": "a: b"},
 		},
-		Output:  Output{Dialect: "1.8", Timestamps: TimestampsEpoch, WriterID: "$pmacct_build 'x'"},
+		Output:  Output{Decode: DecodeAlways, Dialect: "1.8", Timestamps: TimestampsEpoch, WriterID: "$pmacct_build 'x'"},
 		Control: Control{Socket: "./bmpha.sock", HTTP: "127.0.0.1:1791"},
 		Log:     Log{Level: "debug", Format: "json"},
 	}
