@@ -112,7 +112,8 @@ type Member struct {
 	Mode    string
 	Reason  string
 	Since   int64
-	Left    bool // gone by its own will
+	Left    bool   // gone by its own will
+	Why     string // it is unfit
 }
 
 // A View is what one look at Redis shows.
@@ -217,9 +218,9 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 			continue
 		}
 		view.Members = append(view.Members, Member{
-			Member: election.Member{Name: name, Instance: instance, Token: e.Token, Routers: e.routers()},
+			Member: election.Member{Name: name, Instance: instance, Token: e.Token, Unfit: e.Unfit != "", Routers: e.routers()},
 			Own:    e.Time, Beat: e.Beat, Version: e.Version, Host: e.Host, PID: e.PID,
-			Role: e.Role, Mode: e.Mode, Reason: e.Reason, Since: e.Since, Left: e.Left,
+			Role: e.Role, Mode: e.Mode, Reason: e.Reason, Since: e.Since, Left: e.Left, Why: e.Unfit,
 		})
 	}
 	if len(stale) > 0 {

@@ -37,6 +37,7 @@ type Self struct {
 	Since    int64 // of the role, µs since the Unix epoch
 	Token    uint64
 	Routers  map[string]election.RouterState // by identity
+	Unfit    string                          // why it cannot do the job now, "" if it can
 	Left     bool                            // these are our last words
 }
 
@@ -55,6 +56,7 @@ type entry struct {
 	Since    int64               `json:"since"`
 	Token    uint64              `json:"token"`
 	Routers  map[string][2]int64 `json:"routers"` // flags, low-water mark or -1
+	Unfit    string              `json:"unfit,omitempty"`
 	Left     bool                `json:"left,omitempty"`
 }
 
@@ -62,7 +64,8 @@ func (s *Self) encode(timestamp uint64, beat int64) []byte {
 	e := entry{
 		V: entryVersion, Instance: strconv.FormatUint(s.Instance, 16), Time: timestamp, Beat: beat,
 		Version: s.Version, Host: s.Host, PID: s.PID,
-		Role: s.Role, Mode: s.Mode, Reason: s.Reason, Since: s.Since, Token: s.Token, Left: s.Left,
+		Role: s.Role, Mode: s.Mode, Reason: s.Reason, Since: s.Since, Token: s.Token,
+		Unfit: s.Unfit, Left: s.Left,
 		Routers: make(map[string][2]int64, len(s.Routers)),
 	}
 	for id, r := range s.Routers {

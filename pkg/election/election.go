@@ -82,6 +82,7 @@ type Member struct {
 	Value    uint64 // timestamp as written
 	Native   bool   // a pmacct: says nothing beyond its timestamp
 	Gone     bool   // its timestamp has expired; what it last said is still known
+	Unfit    bool   // it says that it cannot do the job now
 	TTL      int64  // µs until its timestamp expires unless it is renewed, 0 if unknown
 	Token    uint64 // of the last takeover that it knows
 	Routers  map[string]RouterState
@@ -131,6 +132,9 @@ type Election struct {
 	woke     int64    // end of the last pause; older rounds do not count
 	left     bool
 	shadowed bool
+	unfit    string // why we cannot do the job now, "" if we can
+	unfitAt  int64  // since when
+	gaveWay  int64  // when we last made room for a member that can
 
 	marks   map[string]seen
 	waiting map[string]int64 // since when we wait for a living sender to stop
@@ -205,6 +209,7 @@ func (e *Election) value() uint64 {
 // Tick looks at the clock. It is to be called a few times per Deadline; that it
 // was not is how a pause of the process is noticed.
 func (e *Election) Tick(now int64) {
+	e.giveWay(now)
 	if e.lease == 0 || now < e.lease || e.left {
 		return
 	}
@@ -278,6 +283,7 @@ func (e *Election) Done(now int64, r Round) {
 		e.next = min(e.next, max(now, e.firstPut+e.cfg.Deadline))
 	}
 	e.decide(now)
+	e.giveWay(now)
 }
 
 // lost returns those of the known members that a round does not speak of at all,
@@ -342,6 +348,38 @@ func (e *Election) Claimed(now int64, token uint64) {
 func (e *Election) Renew(now int64) {
 	e.renew = true
 	e.next = now
+}
+
+// SetUnfit says why this collector cannot do the job now, "" if it can. The
+// caller waits for a while before it says so, and before it takes it back, and
+// tells the others in Member.Unfit.
+func (e *Election) SetUnfit(now int64, why string) {
+	if e.unfit == "" {
+		e.unfitAt = now
+	}
+	e.unfit = why
+}
+
+// Unfit returns what SetUnfit said last.
+func (e *Election) Unfit() string { return e.unfit }
+
+// giveWay takes a new timestamp when we are active and cannot do the job while
+// another member can. Only who is active gives way, and only to one that says
+// that it can, so nobody gives way when all are in the same trouble: those whom
+// the same thing has hit have had a heartbeat to say so.
+func (e *Election) giveWay(now int64) {
+	_, unavailable := e.Unavailable()
+	if e.unfit == "" || e.role != Active || e.mode != Auto || e.left || unavailable || e.renew ||
+		e.lastGood < e.unfitAt+e.cfg.Heartbeat+e.cfg.Deadline ||
+		e.gaveWay != 0 && now-e.gaveWay < e.cfg.Handover+2*e.cfg.Expiry {
+		return
+	}
+	if slices.ContainsFunc(e.members, func(m Member) bool {
+		return !e.self(&m) && !m.Gone && !m.Unfit && m.Value != ForcedStandby
+	}) {
+		e.gaveWay = now
+		e.Renew(now)
+	}
 }
 
 // Look makes the next round due at once: another member has something to say.
@@ -477,7 +515,11 @@ func (e *Election) decide(now int64) {
 	case e.lastGood == 0:
 		// Starting.
 	case !e.best():
-		e.become(now, Standby, fmt.Sprintf("%s is older", e.firstOther().Name))
+		why := fmt.Sprintf("%s is older", e.firstOther().Name)
+		if e.unfit != "" {
+			why += "; " + e.unfit
+		}
+		e.become(now, Standby, why)
 	case e.firstPut == 0 || e.lastGood < e.firstPut+e.cfg.Deadline:
 		// We come first, but one that took an earlier timestamp may still be
 		// on its way to writing it. It has a Deadline for that.
@@ -490,6 +532,9 @@ func (e *Election) decide(now int64) {
 	e.claim = claim
 	if e.role == Active && !unavailable && e.lastGood != 0 {
 		e.reason = e.why()
+		if e.unfit != "" {
+			e.reason += "; nobody is better off"
+		}
 	}
 }
 

@@ -396,6 +396,61 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+// TestUnfit: an active member that cannot do its job gives way to one that can,
+// once, and nobody gives way when all are in the same trouble.
+func TestUnfit(t *testing.T) {
+	const why = "pmacct is gone"
+	fit := func(w *world, names ...string) {
+		for name, n := range w.nodes {
+			n.e.SetUnfit(n.local(), why)
+			for _, f := range names {
+				if f == name {
+					n.e.SetUnfit(n.local(), "")
+				}
+			}
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		fit     []string // after a while
+		then    []string // and then
+		senders []string // first, after a while, in the end
+	}{
+		{"the active one cannot", []string{"b", "c"}, []string{"b", "c"}, []string{"a", "b", "b"}},
+		{"and is well again: nothing goes back", []string{"b", "c"}, []string{"a", "b", "c"}, []string{"a", "b", "b"}},
+		{"only the youngest can", []string{"c"}, []string{"c"}, []string{"a", "c", "c"}},
+		{"nobody can", nil, nil, []string{"a", "a", "a"}},
+		{"nobody can, and then another", nil, []string{"b"}, []string{"a", "a", "b"}},
+		{"a standby cannot", []string{"a", "c"}, []string{"a", "c"}, []string{"a", "a", "a"}},
+		{"they take turns", []string{"b"}, []string{"a"}, []string{"a", "b", "a"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := settled(t, "a", "b", "c")
+			w.run(3 * heartbeat)
+			w.want("senders", w.senders("r"), tt.senders[0])
+			fit(w, tt.fit...)
+			w.run(12 * heartbeat)
+			w.want("senders after a while", w.senders("r"), tt.senders[1])
+			fit(w, tt.then...)
+			w.run(12 * heartbeat)
+			w.want("senders in the end", w.senders("r"), tt.senders[2])
+			changes := len(w.history)
+			w.run(50 * heartbeat)
+			if len(w.history) != changes {
+				t.Errorf("active over time %q", w.history)
+			}
+		})
+	}
+
+	w := settled(t, "a", "b")
+	w.run(3 * heartbeat)
+	w.nodes["a"].e.SetUnfit(w.nodes["a"].local(), why)
+	w.run(6 * heartbeat)
+	if _, reason, _ := w.nodes["a"].e.Role(); reason != "b is older; "+why {
+		t.Errorf("a is standby because %q", reason)
+	}
+}
+
 // TestNameConflict: of two processes with one name the second sends nothing and
 // says why, until the first is gone.
 func TestNameConflict(t *testing.T) {

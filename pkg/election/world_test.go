@@ -166,7 +166,7 @@ func (n *node) finish() {
 	r.Unknown = !known
 	if value != 0 {
 		w.keys[n.name] = key{value, w.now + expiry}
-		me := Member{Name: n.name, Instance: n.e.cfg.Instance, Token: n.e.Token(), Routers: make(map[string]RouterState)}
+		me := Member{Name: n.name, Instance: n.e.cfg.Instance, Token: n.e.Token(), Unfit: n.e.Unfit() != "", Routers: make(map[string]RouterState)}
 		for router, hears := range n.hears {
 			s := RouterState{Hears: hears, Sends: n.sends[router], Mark: -1}
 			if s.Sends {
