@@ -104,7 +104,7 @@ WEAK int rd_kafka_message_headers(const rd_kafka_message_t *msg, rd_kafka_header
 WEAK int rd_kafka_header_get_last(const rd_kafka_headers_t *hdrs, const char *name, const void **value, size_t *size);
 
 _Static_assert(sizeof(void *) == 8, "stream and position are carried in a 64-bit pointer");
-_Static_assert(sizeof(bk_rec) == 28, "bk_rec is record.Rec");
+_Static_assert(sizeof(bk_rec) == 56, "bk_rec is record.Rec");
 
 // The window of a stream.
 

@@ -13,6 +13,11 @@ typedef struct {
 	uint32_t key_off, key_len;
 	uint32_t header_off, header_len;
 	uint32_t value_off, value_len;
+	uint32_t more_off, more_len;
+	uint32_t flags;
+	uint32_t route;
+	int32_t partition;
+	int64_t timestamp;
 } bk_rec;
 
 // The producers of a sink. Almost everything goes through BK_BULK.

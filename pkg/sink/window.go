@@ -47,5 +47,8 @@ func crossed(r *record.Rec) record.Rec {
 		KeyOff: uint32(c.key_off), KeyLen: uint32(c.key_len),
 		HeaderOff: uint32(c.header_off), HeaderLen: uint32(c.header_len),
 		ValueOff: uint32(c.value_off), ValueLen: uint32(c.value_len),
+		MoreOff: uint32(c.more_off), MoreLen: uint32(c.more_len),
+		Flags: uint32(c.flags), Route: uint32(c.route), Partition: int32(c.partition),
+		Timestamp: int64(c.timestamp),
 	}
 }

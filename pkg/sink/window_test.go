@@ -59,7 +59,10 @@ const maxStreams = 1 << 20
 
 // A batch crosses into C as it is: the numbers of each record must arrive.
 func TestRecordLayoutIsSharedWithC(t *testing.T) {
-	r := record.Rec{Topic: 1, KeyOff: 2, KeyLen: 3, HeaderOff: 4, HeaderLen: 5, ValueOff: 6, ValueLen: 7}
+	r := record.Rec{
+		Topic: 1, KeyOff: 2, KeyLen: 3, HeaderOff: 4, HeaderLen: 5, ValueOff: 6, ValueLen: 7,
+		MoreOff: 8, MoreLen: 9, Flags: 10, Route: 11, Partition: -12, Timestamp: -13,
+	}
 	if got := crossed(&r); got != r {
 		t.Fatalf("in C: %+v, in Go: %+v", got, r)
 	}
