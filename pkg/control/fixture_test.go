@@ -62,7 +62,7 @@ func active() *Status {
 		},
 		Routers: []Router{
 			{
-				Identity: "192.0.2.1", Address: "192.0.2.1", SysName: "pe1.zrh", SysDescr: "Router OS 7.1",
+				Identity: "192.0.2.1", Address: "192.0.2.1", SysName: "pe1.zrh", SysDescr: "Router OS 7.1", Source: SourceBMP, Heard: true,
 				Session: &Session{ID: 1, Port: 34567, Since: ago(70 * time.Hour)}, Sessions: 3, Messages: 12_345_678, Bytes: 1_234_567_890,
 				LastHeard: ago(200 * time.Millisecond), PeersUp: 48, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
 				Behind: Backlog{Messages: 812, Bytes: 98_000, OldestAge: 0.021}, Held: Backlog{Messages: 830, Bytes: 99_000, OldestAge: 0.024},
@@ -70,7 +70,7 @@ func active() *Status {
 				Freed: map[string]uint64{"mark": 5}, Dropped: map[string]uint64{"full": 0},
 			},
 			{
-				Identity: "2001:db8::2", Address: "2001:db8::2", SysName: "pe2.bsl",
+				Identity: "2001:db8::2", Address: "2001:db8::2", SysName: "pe2.bsl", Source: SourceBMP, Heard: true,
 				Session: &Session{ID: 2, Port: 45678, Since: ago(70 * time.Hour)}, Sessions: 1, Messages: 4_321, Bytes: 567_890,
 				LastHeard: ago(4 * time.Minute), PeersUp: 2, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
 				LowWater: int64(micro(ago(20 * time.Millisecond))), Acknowledged: 4_321, Records: 9_000,
@@ -113,6 +113,42 @@ func standby() *Status {
 	}
 	s.Hold.Messages, s.Hold.OldestAge, s.Hold.LowWaterLag = 4_800, 1.2, 0.21
 	s.Sink.InFlight, s.Sink.Handed, s.Sink.Acknowledged = 0, 0, 0
+	return s
+}
+
+// beside is an active collector with pmacct in the middle: the relay and the
+// intake, and a disk for what memory has no room for. 192.0.2.1 comes back through
+// pmacct, as does 192.0.2.7, which speaks to pmacct alone.
+func beside() *Status {
+	s := active()
+	s.Relay = []RelayTarget{
+		{
+			Address: "127.0.0.1:1791", State: RelayUp, Since: ago(70 * time.Hour), Sessions: 2, Limit: 64 << 20,
+			Buffered: 300_000, Bytes: 1_235_135_780, Cut: 1, Lost: 2, Resets: 5,
+		},
+	}
+	s.Intake = &Intake{
+		Listen:    []string{"127.0.0.1:9093"},
+		Producers: []Producer{{Address: "127.0.0.1:50123", ClientID: "rdkafka", Since: ago(70 * time.Hour), Records: 39_000_000}},
+		Records:   40_009_812, Bytes: 25_000_000_000, Refused: 1,
+	}
+	s.Spool = &Spool{Dir: "/var/lib/bmpha/spool", Used: 0, Limit: 10 << 30}
+	s.Routers[0].Source = SourcePmacct
+	s.Routers = append(s.Routers, Router{
+		Identity: "192.0.2.7", Address: "192.0.2.7", Source: SourcePmacct, Heard: true, Messages: 777,
+		LastHeard: ago(2 * time.Second), HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true, Acknowledged: 777, Records: 777,
+	})
+	s.Members[0].RoutersHeard, s.Members[1].RoutersHeard, s.Members[1].RoutersSent = 3, 3, 3
+	return s
+}
+
+// files is an intake that follows files instead.
+func files(s *Status) *Status {
+	s.Intake.Listen, s.Intake.Producers = nil, nil
+	s.Intake.Files = []IntakeFile{
+		{Path: "/var/log/pmacct/bmp-1.json", Offset: 9_000_000, Behind: 0, Lines: 12_000, LastRead: ago(2 * time.Second)},
+		{Path: "/var/log/pmacct/bmp-2.json", Offset: 1_000, Behind: 5 << 20, Lines: 3, LastRead: ago(time.Second)},
+	}
 	return s
 }
 
@@ -173,14 +209,14 @@ func scenarios() []scenario {
 		}), []string{"sink_error", "dead_letters"}, ExitActive},
 		{"router-elsewhere", with(active(), func(s *Status) {
 			r := &s.Routers[1]
-			r.Session, r.Sending, r.Sender, r.HeardBy, r.PeersUp = nil, false, "bmp-b", []string{"bmp-b"}, 0
+			r.Session, r.Heard, r.Sending, r.Sender, r.HeardBy, r.PeersUp = nil, false, false, "bmp-b", []string{"bmp-b"}, 0
 		}), []string{"router_elsewhere"}, ExitDegraded},
 		{"router-never-heard", with(active(), func(s *Status) {
 			s.Routers = append(s.Routers, Router{Identity: "pe9.gva", Address: "192.0.2.9"})
 		}), []string{"router_never_heard"}, ExitDegraded},
 		{"router-lost", with(active(), func(s *Status) {
 			r := &s.Routers[0]
-			r.Session, r.Sending, r.Sender, r.HeardBy, r.LastHeard = nil, false, "", nil, ago(7*time.Minute)
+			r.Session, r.Heard, r.Sending, r.Sender, r.HeardBy, r.LastHeard = nil, false, false, "", nil, ago(7*time.Minute)
 			s.Routers[1].Sending, s.Routers[1].Sender = false, ""
 		}), []string{"router_lost", "router_unsent"}, ExitDegraded},
 		{"hold-filling", with(standby(), func(s *Status) { s.Hold.Bytes = 900 << 20 }), []string{"hold_filling"}, ExitStandby},
@@ -233,13 +269,13 @@ func scenarios() []scenario {
 			for i := range 320 {
 				s.Routers = append(s.Routers, Router{
 					Identity: fmt.Sprintf("10.0.%d.%d", i/250, i%250), SysName: fmt.Sprintf("a-rather-long-name-%d.example.net", i),
-					Session: &Session{ID: uint32(3 + i), Port: 1024 + i, Since: ago(time.Hour)}, Sessions: 1, Messages: uint64(i) * 1000,
+					Source: SourceBMP, Heard: true, Session: &Session{ID: uint32(3 + i), Port: 1024 + i, Since: ago(time.Hour)}, Sessions: 1, Messages: uint64(i) * 1000,
 					LastHeard: ago(time.Duration(i) * time.Second), PeersUp: i % 40, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
 				})
 			}
 			for _, i := range []int{17, 118, 219, 300} {
 				r := &s.Routers[i]
-				r.Session, r.Sending, r.Sender, r.HeardBy = nil, false, "bmp-b", []string{"bmp-b"}
+				r.Session, r.Heard, r.Sending, r.Sender, r.HeardBy = nil, false, false, "bmp-b", []string{"bmp-b"}
 			}
 		}), []string{"router_elsewhere"}, ExitDegraded},
 		{"hostile-names", with(active(), func(s *Status) {

@@ -121,6 +121,89 @@ func memberGauge(name, help string, value func(*Member) (float64, bool)) metric 
 	})
 }
 
+func relayMetric(kind prometheus.ValueType, name, help string, value func(*RelayTarget) float64) metric {
+	return newMetric(kind, "relay_"+name, help, []string{"target"}, func(s *Status, e emit) {
+		for i := range s.Relay {
+			e(value(&s.Relay[i]), text(s.Relay[i].Address))
+		}
+	})
+}
+
+func relayGauge(name, help string, value func(*RelayTarget) float64) metric {
+	return relayMetric(prometheus.GaugeValue, name, help, value)
+}
+
+func relayCounter(name, help string, value func(*RelayTarget) uint64) metric {
+	return relayMetric(prometheus.CounterValue, name, help, func(t *RelayTarget) float64 { return float64(value(t)) })
+}
+
+func intakeMetric(kind prometheus.ValueType, name, help string, value func(*Intake) float64) metric {
+	return newMetric(kind, "intake_"+name, help, nil, func(s *Status, e emit) {
+		if s.Intake != nil {
+			e(value(s.Intake))
+		}
+	})
+}
+
+func intakeGauge(name, help string, value func(*Intake) float64) metric {
+	return intakeMetric(prometheus.GaugeValue, name, help, value)
+}
+
+func intakeCounter(name, help string, value func(*Intake) uint64) metric {
+	return intakeMetric(prometheus.CounterValue, name, help, func(n *Intake) float64 { return float64(value(n)) })
+}
+
+// eachClient sums the producers up by their client ids. n may be nil.
+func (n *Intake) eachClient(each func(id string, since time.Time, records uint64)) {
+	if n == nil {
+		return
+	}
+	type sum struct {
+		since   time.Time
+		records uint64
+	}
+	clients := make(map[string]sum)
+	for i := range n.Producers {
+		p := &n.Producers[i]
+		c, known := clients[text(p.ClientID)]
+		if !known || p.Since.Before(c.since) {
+			c.since = p.Since
+		}
+		c.records += p.Records
+		clients[text(p.ClientID)] = c
+	}
+	for id, c := range clients {
+		each(id, c.since, c.records)
+	}
+}
+
+func fileMetric(kind prometheus.ValueType, name, help string, value func(*IntakeFile) float64) metric {
+	return newMetric(kind, "intake_file_"+name, help, []string{"path"}, func(s *Status, e emit) {
+		if s.Intake == nil {
+			return
+		}
+		for i := range s.Intake.Files {
+			e(value(&s.Intake.Files[i]), text(s.Intake.Files[i].Path))
+		}
+	})
+}
+
+func spoolMetric(kind prometheus.ValueType, name, help string, value func(*Spool) float64) metric {
+	return newMetric(kind, "spool_"+name, help, nil, func(s *Status, e emit) {
+		if s.Spool != nil {
+			e(value(s.Spool))
+		}
+	})
+}
+
+func spoolGauge(name, help string, value func(*Spool) float64) metric {
+	return spoolMetric(prometheus.GaugeValue, name, help, value)
+}
+
+func spoolCounter(name, help string, value func(*Spool) uint64) metric {
+	return spoolMetric(prometheus.CounterValue, name, help, func(p *Spool) float64 { return float64(value(p)) })
+}
+
 func bit(b bool) float64 {
 	if b {
 		return 1
@@ -172,6 +255,7 @@ var metrics = []metric{
 	gauge("takeover_token", "Rises with every takeover in the cluster.", func(s *Status) float64 { return float64(s.Token) }),
 	counters("role_changes_total", "Changes of the role, by the new one.", "role", func(s *Status) map[string]uint64 { return s.RoleChanges }),
 	gauge("shadowed", "1 while another process uses the same name.", func(s *Status) float64 { return bit(s.Shadowed) }),
+	gauge("unfit", "1 while the collector cannot do its job and another member that can is to be active.", func(s *Status) float64 { return bit(s.Unfit != "") }),
 	gauge("degraded", "1 when there is a problem that is more than a notice.", func(s *Status) float64 { return bit(degraded(s.Problems)) }),
 	newMetric(prometheus.GaugeValue, "problems", "Problems found now, by code and severity.", []string{"code", "severity"}, func(s *Status, e emit) {
 		type kind struct {
@@ -199,6 +283,7 @@ var metrics = []metric{
 	memberGauge("alive", "1 while the member's timestamp has not expired.", func(m *Member) (float64, bool) { return bit(!m.Gone), true }),
 	memberGauge("active", "1 when the member says that it is active.", func(m *Member) (float64, bool) { return bit(m.Role == RoleActive), m.Role != "" }),
 	memberGauge("forced", "1 when the member is forced into its role.", func(m *Member) (float64, bool) { return bit(m.Forced != ""), m.Role != "" }),
+	memberGauge("unfit", "1 when the member says that it cannot do its job.", func(m *Member) (float64, bool) { return bit(m.Unfit != ""), m.Kind != KindNative }),
 	memberGauge("timestamp_microseconds", "The member's timestamp in Redis; the smallest is active.", func(m *Member) (float64, bool) { return float64(m.Timestamp), true }),
 	memberGauge("heartbeat_age_seconds", "Time since the member last spoke.", func(m *Member) (float64, bool) { return float64(m.HeartbeatAge), m.Kind != KindNative }),
 	memberGauge("role_since_timestamp_seconds", "When the member took its role.", func(m *Member) (float64, bool) { return epoch(m.Since), !m.Since.IsZero() }),
@@ -208,14 +293,15 @@ var metrics = []metric{
 	memberGauge("pid", "Process id of the member on its host.", func(m *Member) (float64, bool) { return float64(m.PID), m.PID != 0 }),
 
 	gauge("routers", "Routers known to this collector.", func(s *Status) float64 { return float64(len(s.Routers)) }),
-	newMetric(prometheus.GaugeValue, "router_info", "1, with who the router is and who sends it as labels.",
-		[]string{"router", "address", "sysname", "sender"}, func(s *Status, e emit) {
+	newMetric(prometheus.GaugeValue, "router_info", "1, with who the router is, where its records come from and who sends them as labels.",
+		[]string{"router", "address", "sysname", "source", "sender"}, func(s *Status, e emit) {
 			for i := range s.Routers {
 				r := &s.Routers[i]
-				e(1, text(r.Identity), text(r.Address), text(r.SysName), text(r.Sender))
+				e(1, text(r.Identity), text(r.Address), text(r.SysName), text(r.Source), text(r.Sender))
 			}
 		}),
 	routerGauge("connected", "1 while the router has a session here.", func(r *Router) float64 { return bit(r.Session != nil) }),
+	routerGauge("heard", "1 while the router is heard here, by its session or through pmacct.", func(r *Router) float64 { return bit(r.here()) }),
 	newMetric(prometheus.GaugeValue, "router_session_since_timestamp_seconds", "When the open session began.", []string{"router", "session", "port"}, func(s *Status, e emit) {
 		for i := range s.Routers {
 			if v := s.Routers[i].Session; v != nil {
@@ -223,7 +309,7 @@ var metrics = []metric{
 			}
 		}
 	}),
-	routerGauge("heard_by_members", "Members that have a session with the router.", func(r *Router) float64 { return float64(len(r.HeardBy)) }),
+	routerGauge("heard_by_members", "Members that hear the router.", func(r *Router) float64 { return float64(len(r.HeardBy)) }),
 	routerGauge("sending", "1 while this collector sends what the router says.", func(r *Router) float64 { return bit(r.Sending) }),
 	routerGauge("paused", "1 while the router is not read from because the hold is full.", func(r *Router) float64 { return bit(r.Paused) }),
 	routerGauge("opaque", "1 while the session is passed on and cannot be decoded.", func(r *Router) float64 { return bit(r.Opaque) }),
@@ -238,6 +324,9 @@ var metrics = []metric{
 	routerGauge("held_messages", "Messages of the router in memory.", func(r *Router) float64 { return float64(r.Held.Messages) }),
 	routerGauge("held_bytes", "Bytes of these messages.", func(r *Router) float64 { return float64(r.Held.Bytes) }),
 	routerGauge("held_age_seconds", "Age of the oldest of these messages.", func(r *Router) float64 { return float64(r.Held.OldestAge) }),
+	routerGauge("spooled_messages", "Messages of the router on disk.", func(r *Router) float64 { return float64(r.Spooled.Messages) }),
+	routerGauge("spooled_bytes", "Bytes of these messages.", func(r *Router) float64 { return float64(r.Spooled.Bytes) }),
+	routerGauge("spooled_age_seconds", "Age of the oldest of these messages.", func(r *Router) float64 { return float64(r.Spooled.OldestAge) }),
 	newMetric(prometheus.GaugeValue, "router_low_water_timestamp_seconds", "Everything that the sender received before is in Kafka.", []string{"router"}, func(s *Status, e emit) {
 		for i := range s.Routers {
 			if v := s.Routers[i].LowWater; v > 0 {
@@ -284,6 +373,51 @@ var metrics = []metric{
 	counter("sink_rebuilt_total", "Times that the producer was made anew.", func(s *Status) uint64 { return s.Sink.Rebuilt }),
 	counter("sink_bytes_total", "Bytes of keys, headers and values handed over.", func(s *Status) uint64 { return s.Sink.Bytes }),
 	gauge("sink_last_error_timestamp_seconds", "When the last error was reported, 0 for never.", func(s *Status) float64 { return epoch(s.Sink.LastErrorAt) }),
+
+	newMetric(prometheus.GaugeValue, "relay_state", "1 for the state of the target, 0 for the others.", []string{"target", "state"}, func(s *Status, e emit) {
+		for i := range s.Relay {
+			for _, state := range []string{RelayIdle, RelayUp, RelayDown} {
+				e(bit(s.Relay[i].State == state), text(s.Relay[i].Address), state)
+			}
+		}
+	}),
+	relayGauge("since_timestamp_seconds", "Since when the target is in its state, 0 for not known.", func(t *RelayTarget) float64 { return epoch(t.Since) }),
+	relayGauge("sessions", "Sessions passed on to the target now.", func(t *RelayTarget) float64 { return float64(t.Sessions) }),
+	relayGauge("waiting_sessions", "Open sessions that the target lacks and that have to start over for it.", func(t *RelayTarget) float64 { return float64(t.Waiting) }),
+	relayGauge("buffered_bytes", "Bytes not yet taken by the target.", func(t *RelayTarget) float64 { return float64(t.Buffered) }),
+	relayGauge("limit_bytes", "Most bytes that may be buffered for the target.", func(t *RelayTarget) float64 { return float64(t.Limit) }),
+	relayGauge("paused", "1 while the target is held back, because what it makes would find no room.", func(t *RelayTarget) float64 { return bit(t.Paused) }),
+	relayCounter("bytes_total", "Bytes passed on to the target.", func(t *RelayTarget) uint64 { return t.Bytes }),
+	relayCounter("cut_sessions_total", "Sessions cut because the target's buffer was full.", func(t *RelayTarget) uint64 { return t.Cut }),
+	relayCounter("lost_connections_total", "Connections that the target ended or refused.", func(t *RelayTarget) uint64 { return t.Lost }),
+	relayCounter("reset_sessions_total", "Router sessions closed so that they start over for the target.", func(t *RelayTarget) uint64 { return t.Resets }),
+
+	intakeGauge("producers", "Producers that are connected.", func(n *Intake) float64 { return float64(len(n.Producers)) }),
+	// A producer's port is no label: pmacct makes a producer for every table dump.
+	newMetric(prometheus.GaugeValue, "intake_producer_since_timestamp_seconds", "When the oldest open connection of the producers with this client id was made.", []string{"client_id"}, func(s *Status, e emit) {
+		s.Intake.eachClient(func(id string, since time.Time, _ uint64) { e(epoch(since), id) })
+	}),
+	newMetric(prometheus.GaugeValue, "intake_producer_records", "Records that came over the open connections of the producers with this client id.", []string{"client_id"}, func(s *Status, e emit) {
+		s.Intake.eachClient(func(id string, _ time.Time, records uint64) { e(float64(records), id) })
+	}),
+	intakeCounter("records_total", "Records taken in from producers and files.", func(n *Intake) uint64 { return n.Records }),
+	intakeCounter("bytes_total", "Bytes of these records.", func(n *Intake) uint64 { return n.Bytes }),
+	intakeCounter("refused_total", "Connections and requests refused.", func(n *Intake) uint64 { return n.Refused }),
+	intakeGauge("lost_timestamp_seconds", "When the last producer disconnected, 0 while there is one and before the first.", func(n *Intake) float64 { return epoch(n.Lost) }),
+	fileMetric(prometheus.GaugeValue, "offset_bytes", "How far the file has been read.", func(f *IntakeFile) float64 { return float64(f.Offset) }),
+	fileMetric(prometheus.GaugeValue, "behind_bytes", "What is written to the file and not yet read.", func(f *IntakeFile) float64 { return float64(f.Behind) }),
+	fileMetric(prometheus.CounterValue, "lines_total", "Lines read from the file.", func(f *IntakeFile) float64 { return float64(f.Lines) }),
+	fileMetric(prometheus.GaugeValue, "last_read_timestamp_seconds", "When something was last read from the file, 0 for never.", func(f *IntakeFile) float64 { return epoch(f.LastRead) }),
+	fileMetric(prometheus.GaugeValue, "failing", "1 while the file cannot be read.", func(f *IntakeFile) float64 { return bit(f.Error != "") }),
+
+	spoolGauge("messages", "Messages on disk.", func(p *Spool) float64 { return float64(p.Messages) }),
+	spoolGauge("bytes", "Bytes of these messages.", func(p *Spool) float64 { return float64(p.Bytes) }),
+	spoolGauge("age_seconds", "Age of the oldest message on disk.", func(p *Spool) float64 { return float64(p.OldestAge) }),
+	spoolGauge("used_bytes", "Disk space in use.", func(p *Spool) float64 { return float64(p.Used) }),
+	spoolGauge("limit_bytes", "Most disk space that may be used.", func(p *Spool) float64 { return float64(p.Limit) }),
+	spoolGauge("failing", "1 while the disk cannot be used.", func(p *Spool) float64 { return bit(p.Error != "") }),
+	spoolCounter("recovered_messages_total", "Messages that an earlier process left and that were found at the start.", func(p *Spool) uint64 { return p.Recovered }),
+	spoolCounter("cut_bytes_total", "Bytes that a crash had left unreadable.", func(p *Spool) uint64 { return p.Cut }),
 
 	newMetric(prometheus.GaugeValue, "redis_state", "1 for the state of Redis, 0 for the others.", []string{"state"}, func(s *Status, e emit) {
 		for _, state := range []string{RedisOff, RedisOK, RedisFailing, RedisUnreachable} {

@@ -34,13 +34,14 @@ func exposition(t *testing.T, s *Status) string {
 // The full set of metrics. A change of this file is a change of what dashboards
 // and alarms rely on.
 func TestMetricSet(t *testing.T) {
-	s := active()
+	s := beside()
+	s.Intake.Files = files(beside()).Intake.Files
 	s.Redis.State = RedisFailing // so that there is a problem
 	golden(t, "metrics.txt", exposition(t, s))
 }
 
 func TestMetricNamesFollowTheRules(t *testing.T) {
-	problems, err := testutil.CollectAndLint(NewMetrics(func() Status { return *active() }))
+	problems, err := testutil.CollectAndLint(NewMetrics(func() Status { return *beside() }))
 	if err != nil {
 		t.Fatal(err)
 	}

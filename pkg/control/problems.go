@@ -257,13 +257,19 @@ const (
 	routerWell
 )
 
+// here reports whether the router is heard here. Of a router that comes through
+// pmacct a session says nothing: there may be none, or one that is only passed on.
+func (r *Router) here() bool {
+	return r.Heard || r.Session != nil && r.Source != SourcePmacct
+}
+
 func (r *Router) condition(role string) condition {
 	switch {
-	case r.Session == nil && len(r.HeardBy) > 0:
+	case !r.here() && len(r.HeardBy) > 0:
 		return routerElsewhere
-	case r.Session == nil && r.Sessions == 0:
+	case !r.here() && r.Sessions == 0 && r.LastHeard.IsZero():
 		return routerNever
-	case r.Session == nil:
+	case !r.here():
 		return routerLost
 	case r.Sender == "" && !r.Sending && role != RoleStarting:
 		return routerUnsent

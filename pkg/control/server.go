@@ -262,6 +262,11 @@ func (s *Status) complete(now time.Time) {
 		notNilMap(&r.Freed)
 		notNilMap(&r.Dropped)
 	}
+	if s.Intake != nil && s.Intake.Producers == nil {
+		intake := *s.Intake
+		notNil(&intake.Producers)
+		s.Intake = &intake
+	}
 	for _, m := range []*map[string]uint64{&s.RoleChanges, &s.Hold.Dropped, &s.Sessions.Refused, &s.Sessions.Closed, &s.Messages, &s.LeftOut} {
 		notNilMap(m)
 	}

@@ -100,7 +100,8 @@ func TestStatusOverTheSocket(t *testing.T) {
 
 // The keys of the document. A key that goes or changes its meaning breaks scripts.
 func TestDocument(t *testing.T) {
-	s := active()
+	s := beside()
+	s.Intake.Files = files(beside()).Intake.Files
 	s.Redis.State, s.Redis.LastError = RedisFailing, "no answer in time"
 	s.complete(at)
 	b, err := json.MarshalIndent(s, "", "  ")
@@ -109,7 +110,7 @@ func TestDocument(t *testing.T) {
 	}
 	golden(t, "status.json", string(b)+"\n")
 
-	empty := Status{}
+	empty := Status{Intake: &Intake{}, Relay: []RelayTarget{{}}, Spool: &Spool{}, Routers: []Router{{}}}
 	empty.complete(time.Time{})
 	if b, err = json.Marshal(&empty); err != nil {
 		t.Fatal(err)
@@ -120,12 +121,12 @@ func TestDocument(t *testing.T) {
 }
 
 func TestServingDoesNotChangeWhatTheBackendKeeps(t *testing.T) {
-	kept := active()
+	kept := files(beside())
 	_, path := serve(t, &backend{status: func() Status { return *kept }}, "")
 	if _, err := client(t, path).Status(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(active(), kept); diff != "" {
+	if diff := cmp.Diff(files(beside()), kept); diff != "" {
 		t.Errorf("the backend's state was changed:\n%s", diff)
 	}
 }

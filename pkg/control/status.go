@@ -65,6 +65,9 @@ type Status struct {
 	// Shadowed is set while another live process uses the same process name and
 	// keeps this one from taking part.
 	Shadowed bool `json:"shadowed"`
+	// Unfit is why the collector cannot do its job, so that another member that can
+	// is to be active; absent when it can.
+	Unfit string `json:"unfit,omitempty"`
 	// Degraded are the reasons, in words, why the collector itself thinks that it
 	// cannot do its job. Empty means healthy as far as it knows.
 	Degraded []string `json:"degraded"`
@@ -72,10 +75,18 @@ type Status struct {
 	// leaves it empty.
 	Problems []Problem `json:"problems"`
 
-	Members      []Member  `json:"members"` // self included, in no order
-	Routers      []Router  `json:"routers"` // known to this collector, in no order
-	Hold         Hold      `json:"hold"`
-	Sink         Sink      `json:"sink"`
+	Members []Member `json:"members"` // self included, in no order
+	Routers []Router `json:"routers"` // known to this collector, in no order
+	Hold    Hold     `json:"hold"`
+	Sink    Sink     `json:"sink"`
+	// Relay are the stations that every session is passed on to; absent when there
+	// are none.
+	Relay []RelayTarget `json:"relay,omitempty"`
+	// Intake is where pmacct's records come in; absent when there is none.
+	Intake *Intake `json:"intake,omitempty"`
+	// Spool is the disk space for what memory has no room for; absent when there
+	// is none.
+	Spool        *Spool    `json:"spool,omitempty"`
 	Redis        Redis     `json:"redis"`
 	Sessions     Sessions  `json:"sessions"`
 	LastTakeover *Takeover `json:"last_takeover,omitempty"`
@@ -126,11 +137,13 @@ type Member struct {
 	HeartbeatAge Seconds   `json:"heartbeat_age_seconds,omitempty"`
 	Since        time.Time `json:"since,omitzero"` // of its role
 	Token        uint64    `json:"token,omitempty"`
-	RoutersHeard int       `json:"routers_heard"`
-	RoutersSent  int       `json:"routers_sent"`
-	Version      string    `json:"version,omitempty"`
-	Host         string    `json:"host,omitempty"`
-	PID          int       `json:"pid,omitempty"`
+	// Unfit is why it says that it cannot do its job; absent when it can.
+	Unfit        string `json:"unfit,omitempty"`
+	RoutersHeard int    `json:"routers_heard"`
+	RoutersSent  int    `json:"routers_sent"`
+	Version      string `json:"version,omitempty"`
+	Host         string `json:"host,omitempty"`
+	PID          int    `json:"pid,omitempty"`
 }
 
 // A Router is a BMP speaker as this collector knows it: one that has or had a
@@ -141,6 +154,11 @@ type Router struct {
 	Address  string `json:"address,omitempty"`
 	SysName  string `json:"sysname,omitempty"`
 	SysDescr string `json:"sysdescr,omitempty"`
+	// Source is where its records come from: bmp (its own session, decoded here)
+	// or pmacct (the intake).
+	Source string `json:"source,omitempty"`
+	// Heard is set while it is heard here: by its session, or through pmacct.
+	Heard bool `json:"heard"`
 	// Session is the open session; absent when there is none here.
 	Session  *Session `json:"session,omitempty"`
 	Sessions uint64   `json:"sessions_total"` // opened here
@@ -162,6 +180,8 @@ type Router struct {
 	Behind Backlog `json:"behind"`
 	// Held is all that is in memory, whoever sends.
 	Held Backlog `json:"held"`
+	// Spooled is what waits on disk to be read back; part of neither.
+	Spooled Backlog `json:"spooled,omitzero"`
 	// LowWater is the time on Redis' clock, in µs since the Unix epoch, before
 	// which everything received is acknowledged, as told by the sender; absent
 	// when nobody tells.
@@ -201,6 +221,80 @@ type Hold struct {
 	Dropped     map[string]uint64 `json:"dropped"` // messages, by reason
 	LastDropAt  time.Time         `json:"last_drop_at,omitzero"`
 	Paused      int               `json:"paused_routers"` // not read from, because of the limit
+}
+
+// Values of Router.Source.
+const (
+	SourceBMP    = "bmp"
+	SourcePmacct = "pmacct"
+)
+
+// States of a RelayTarget.
+const (
+	RelayIdle = "idle" // no session to pass on yet
+	RelayUp   = "up"
+	RelayDown = "down"
+)
+
+// A RelayTarget is a station that every session is passed on to.
+type RelayTarget struct {
+	Address  string    `json:"address"`
+	State    string    `json:"state"` // idle, up, down
+	Since    time.Time `json:"since,omitzero"`
+	Sessions int       `json:"sessions"` // passed on now
+	// Waiting are the open sessions that the target lacks and that have to start
+	// over for it.
+	Waiting   int    `json:"waiting"`
+	Buffered  uint64 `json:"buffered_bytes"` // not yet taken by the target
+	Limit     uint64 `json:"limit_bytes"`
+	Bytes     uint64 `json:"bytes"`  // passed on
+	Cut       uint64 `json:"cut"`    // sessions cut because the buffer was full
+	Lost      uint64 `json:"lost"`   // connections that the target ended or refused
+	Resets    uint64 `json:"resets"` // router sessions closed so that they start over
+	LastError string `json:"last_error,omitempty"`
+	Paused    bool   `json:"paused"` // held back, because what it makes would find no room
+}
+
+// Intake is where pmacct's records come in.
+type Intake struct {
+	Listen    []string   `json:"listen,omitempty"`
+	Producers []Producer `json:"producers"`
+	Records   uint64     `json:"records"`
+	Bytes     uint64     `json:"bytes"`
+	Refused   uint64     `json:"refused"` // connections and requests
+	// Lost is when the last producer of live records disconnected; absent while
+	// there is one, or when there never was any.
+	Lost  time.Time    `json:"lost,omitzero"`
+	Files []IntakeFile `json:"files,omitempty"`
+}
+
+// A Producer is a connection of pmacct's.
+type Producer struct {
+	Address  string    `json:"address"`
+	ClientID string    `json:"client_id,omitempty"`
+	Since    time.Time `json:"since"`
+	Records  uint64    `json:"records"`
+}
+
+// An IntakeFile is a file that is followed.
+type IntakeFile struct {
+	Path     string    `json:"path"`
+	Offset   int64     `json:"offset"`
+	Behind   int64     `json:"behind_bytes"` // written and not yet read
+	Lines    uint64    `json:"lines"`
+	LastRead time.Time `json:"last_read,omitzero"`
+	Error    string    `json:"error,omitempty"`
+}
+
+// Spool is disk space for what memory has no room for.
+type Spool struct {
+	Backlog
+	Dir       string `json:"dir"`
+	Used      uint64 `json:"used_bytes"` // on disk
+	Limit     uint64 `json:"limit_bytes"`
+	Recovered uint64 `json:"recovered"` // messages that an earlier process left
+	Cut       uint64 `json:"cut_bytes"` // that a crash had left unreadable
+	Error     string `json:"error,omitempty"`
 }
 
 // Sink is where records go.
