@@ -263,7 +263,8 @@ func (m *NativeMember) run(ctx context.Context, first, done chan struct{}) {
 	rdb := redis.NewClient(&redis.Options{
 		Addr: m.addr, Protocol: 2, DisableIdentity: true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-		MaxRetries:               -1, DialerRetries: 1, PoolSize: 1,
+		MaxRetries:               -1, DialerRetries: 1,
+		PoolSize:    1000, // one is used; after as many errors the pool would dial by itself
 		DialTimeout: nativeTimeout, ReadTimeout: nativeTimeout, WriteTimeout: nativeTimeout,
 		ContextTimeoutEnabled: true,
 	})

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 func TestParseLongLong(t *testing.T) {
@@ -96,44 +98,60 @@ func TestNativeMember(t *testing.T) {
 // TestNativeMemberIsCareless: each mistake of the original.
 func TestNativeMemberIsCareless(t *testing.T) {
 	t.Parallel()
-	r, err := StartEmbeddedRedis(RedisOptions{})
-	must(t, err)
-	defer r.Close()
-	rdb := r.Client()
-	defer rdb.Close()
 	key := func(process string) string { return "lab+3+" + process + "+ha_daemon_startup_time" }
 	for name, c := range map[string]struct {
-		before func(ctx context.Context) error
-		listed func(keys []string)
+		before func(ctx context.Context, r *EmbeddedRedis, rdb *redis.Client) error
+		vanish bool // between KEYS and GET
 		want   NativeState
 	}{
-		"alone":         {nil, nil, NativeActive},
-		"a word":        {func(ctx context.Context) error { return rdb.Set(ctx, key("x"), "yesterday", 0).Err() }, nil, NativeStandby},
-		"another type":  {func(ctx context.Context) error { return rdb.LPush(ctx, key("x"), "x").Err() }, nil, NativeStandby},
-		"the largest":   {func(ctx context.Context) error { return rdb.Set(ctx, key("x"), math.MaxInt64, 0).Err() }, nil, NativeActive},
-		"other cluster": {func(ctx context.Context) error { return rdb.Set(ctx, "lab+33+x+ha_daemon_startup_time", 1, 0).Err() }, nil, NativeActive},
+		"alone": {nil, false, NativeActive},
+		"a word": {func(ctx context.Context, _ *EmbeddedRedis, rdb *redis.Client) error {
+			return rdb.Set(ctx, key("x"), "yesterday", 0).Err()
+		}, false, NativeStandby},
+		"another type": {func(ctx context.Context, _ *EmbeddedRedis, rdb *redis.Client) error {
+			return rdb.LPush(ctx, key("x"), "x").Err()
+		}, false, NativeStandby},
+		"the largest": {func(ctx context.Context, _ *EmbeddedRedis, rdb *redis.Client) error {
+			return rdb.Set(ctx, key("x"), math.MaxInt64, 0).Err()
+		}, false, NativeActive},
+		"other cluster": {func(ctx context.Context, _ *EmbeddedRedis, rdb *redis.Client) error {
+			return rdb.Set(ctx, "lab+33+x+ha_daemon_startup_time", 1, 0).Err()
+		}, false, NativeActive},
 		"vanished": {
-			func(ctx context.Context) error { return rdb.Set(ctx, key("x"), math.MaxInt64, 0).Err() },
-			func([]string) { rdb.Del(context.Background(), key("x")) }, NativeCrashed,
+			func(ctx context.Context, _ *EmbeddedRedis, rdb *redis.Client) error {
+				return rdb.Set(ctx, key("x"), math.MaxInt64, 0).Err()
+			},
+			true, NativeCrashed,
 		},
-		"too many": {func(ctx context.Context) error {
+		"too many": {func(ctx context.Context, _ *EmbeddedRedis, rdb *redis.Client) error {
 			for i := range nativeKeys {
 				if err := rdb.Set(ctx, key(strconv.Itoa(i)), math.MaxInt64, 0).Err(); err != nil {
 					return err
 				}
 			}
 			return nil
-		}, nil, NativeCrashed},
-		"errors": {func(context.Context) error { r.Fail("LOADING"); return nil }, nil, NativeActive},
-		"away":   {func(context.Context) error { return r.Stop() }, nil, NativeActive},
+		}, false, NativeCrashed},
+		"errors": {func(_ context.Context, r *EmbeddedRedis, _ *redis.Client) error { r.Fail("LOADING"); return nil }, false, NativeActive},
+		"away":   {func(_ context.Context, r *EmbeddedRedis, _ *redis.Client) error { return r.Stop() }, false, NativeActive},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r.Fail("")
-			must(t, r.Restart(t.Context()))
+			r, err := StartEmbeddedRedis(RedisOptions{})
+			must(t, err)
+			defer r.Close()
+			rdb := r.Client()
+			defer rdb.Close()
 			if c.before != nil {
-				must(t, c.before(t.Context()))
+				must(t, c.before(t.Context(), r, rdb))
 			}
-			m := nativeMember(t, r, NativeOptions{Process: "a", Listed: c.listed})
+			o := NativeOptions{Process: "a"}
+			if c.vanish {
+				o.Listed = func([]string) {
+					if err := rdb.Del(t.Context(), key("x")).Err(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			m := nativeMember(t, r, o)
 			history, _ := m.History()
 			if got := history[len(history)-1]; got.State != c.want {
 				t.Errorf("%s (%s), want %s", got.State, got.Why, c.want)
