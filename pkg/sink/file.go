@@ -37,8 +37,8 @@ type fileStream struct {
 }
 
 // NewFile returns a Sink that appends one value a line to a file, or to the
-// standard output if path is "-". Topics, keys and headers are not written. The
-// file is synced by Close.
+// standard output if path is "-". Topics, keys, headers and timestamps are not
+// written, and a null value is an empty line. The file is synced by Close.
 func NewFile(path string) (Sink, error) {
 	if path == "-" {
 		return newFile(path, os.Stdout), nil

@@ -35,6 +35,10 @@ const quiet = C.BK_CONNECTED | C.BK_PROGRESS<<C.BK_BULK
 // letter are not kept waiting for longer.
 const pollSlice = 100 * time.Millisecond
 
+// askTimeout bounds the wait for a broker that is asked how many partitions a
+// topic has.
+const askTimeout = 500 * time.Millisecond
+
 // kafkaSink is the Sink over librdkafka with the window kept in C: a batch
 // crosses in one call, and so do the reports of all streams that moved. The Go
 // side holds what is rare: names, dead letters, log lines, the making of
@@ -314,6 +318,9 @@ func (k *kafkaSink) attend(flags C.uint32_t) {
 		k.probing = true
 		k.tasks.Go(k.probe)
 	}
+	if flags&C.BK_ASK != 0 {
+		k.tasks.Go(func() { C.bk_ask(k.c, C.int(askTimeout/time.Millisecond)) })
+	}
 	for lane := range k.building {
 		if flags&(C.BK_PROGRESS<<lane) != 0 {
 			k.failures[lane] = 0
@@ -327,23 +334,37 @@ func (k *kafkaSink) attend(flags C.uint32_t) {
 
 // bury sets aside a record that Kafka will never take.
 func (k *kafkaSink) bury(d *C.bk_dead) {
-	data := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(d), C.sizeof_bk_dead)), d.key_len+d.header_len+d.value_len)
+	data := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(d), C.sizeof_bk_dead)), d.key_len+d.header_len+d.value_len+d.more_len)
+	part := func(n C.size_t) (p []byte) {
+		p, data = data[:n], data[n:]
+		return p
+	}
+	key, header, value, more := part(d.key_len), part(d.header_len), part(d.value_len), part(d.more_len)
 	r := deadRecord{
-		Time:   time.Now().UTC(),
-		Topic:  k.topicName(uint32(d.topic)),
-		Header: data[d.key_len : d.key_len+d.header_len],
-		Value:  data[d.key_len+d.header_len:],
-		Error:  C.GoString(C.bk_err2str(C.int(d.err))),
+		Time:      time.Now().UTC(),
+		Topic:     k.topicName(uint32(d.topic)),
+		Header:    header,
+		Timestamp: int64(d.timestamp),
+		Error:     C.GoString(C.bk_err2str(C.int(d.err))),
 	}
 	if d.has_key != 0 {
-		r.Key = data[:d.key_len]
+		r.Key = key
 	}
+	if d.has_value != 0 {
+		r.Value = value
+	}
+	if p := int32(d.partition); p != -1 {
+		r.Partition = &p
+	}
+	_ = record.EachMore(more, func(name, value []byte) { // well formed, it was made in C
+		r.Headers = append(r.Headers, deadHeader{string(name), value})
+	})
 	ok := C.int(1)
 	if err := appendDeadLetter(k.deadLetter, &r); err != nil {
 		ok = 0
-		k.journal.fault(fmt.Sprintf("topic %s: record of %d bytes: %s: %v", r.Topic, len(r.Value), r.Error, err))
+		k.journal.fault(fmt.Sprintf("topic %s: record of %d bytes: %s: %v", r.Topic, len(value), r.Error, err))
 	} else {
-		k.journal.fault(fmt.Sprintf("topic %s: record of %d bytes set aside: %s", r.Topic, len(r.Value), r.Error))
+		k.journal.fault(fmt.Sprintf("topic %s: record of %d bytes set aside: %s", r.Topic, len(value), r.Error))
 	}
 	C.bk_dead_done(k.c, d, ok)
 }

@@ -36,8 +36,9 @@ type Options struct {
 	SASL SASL
 
 	// DeadLetter is the file to which records are appended, one JSON object a
-	// line, that Kafka will never take: too large, or invalid. A record that is
-	// sent again may be there again. When it is empty such a record stops its
+	// line, that Kafka will never take: too large, invalid, or for a partition
+	// that the brokers have denied for two seconds. A record that is sent again
+	// may be there again. When it is empty such a record stops its
 	// stream instead, every time it is sent.
 	DeadLetter string
 
@@ -318,14 +319,23 @@ func (j *journal) last() (string, time.Time) {
 	return j.lastError, j.lastAt
 }
 
-// A deadRecord is a line of the dead-letter file. The byte slices are base64.
+// A deadRecord is a line of the dead-letter file. The byte slices are base64,
+// null if they are.
 type deadRecord struct {
-	Time   time.Time `json:"time"`
-	Topic  string    `json:"topic"`
-	Key    []byte    `json:"key"`
-	Header []byte    `json:"header,omitempty"`
-	Value  []byte    `json:"value"`
-	Error  string    `json:"error"`
+	Time      time.Time    `json:"time"`
+	Topic     string       `json:"topic"`
+	Partition *int32       `json:"partition,omitempty"` // nil if it had none yet
+	Timestamp int64        `json:"timestamp,omitempty"` // ms since 1970, if it brought one
+	Key       []byte       `json:"key"`
+	Headers   []deadHeader `json:"headers,omitempty"` // that it brought
+	Header    []byte       `json:"header,omitempty"`  // bmpha's
+	Value     []byte       `json:"value"`
+	Error     string       `json:"error"`
+}
+
+type deadHeader struct {
+	Name  string `json:"name"`
+	Value []byte `json:"value"`
 }
 
 // appendDeadLetter sets a record aside, for good when it returns nil. Records

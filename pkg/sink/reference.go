@@ -1,8 +1,10 @@
 package sink
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,13 +17,15 @@ import (
 // referenceSink is the Sink over confluent-kafka-go's Go interface: the plain
 // way to do what kafkaSink does in C, to be read beside it, to test it against,
 // and to fall back to. It costs several times the CPU and allocates for each
-// record.
+// record. A header's name ends at a zero byte in it.
 type referenceSink struct {
 	properties map[string]string
+	refresh    time.Duration // between questions for a number of partitions that is known; 0 for ever
 	window     int
 	deadLetter string
 	journal    *journal
 	done       chan struct{}
+	asks       sync.WaitGroup
 	closing    atomic.Bool
 	tasks      sync.WaitGroup
 
@@ -54,11 +58,34 @@ const (
 	retryForget = time.Minute
 )
 
+// When a topic or a partition is believed not to exist, as in shim.c.
+const (
+	askPause    = 200 * time.Millisecond
+	askPatience = 2 * time.Second
+	askAgain    = 5 * time.Second
+	askForget   = time.Minute
+)
+
+// errLater is the answer for a record whose partition a broker is asked about.
+var errLater = errors.New("later")
+
 type referenceTopic struct {
 	name              string
 	apart             bool
+	used              bool // a producer was given records of it
 	failures          int
 	failedAt, retryAt time.Time
+
+	// What brokers say of its partitions, asked for by the records that have to
+	// go to a certain one.
+	partitions  uint32    // 0 when not known
+	countedAt   time.Time // when they said so
+	missedAt    time.Time // since when there is not what is asked for
+	asking      bool
+	askAt       time.Time // not before
+	askFailures int       // one after the other
+	refusal     error     // why there is no answer, for streams to be told
+	refusedAt   time.Time
 }
 
 type referenceLane struct {
@@ -81,6 +108,7 @@ type referenceStream struct {
 	moved      bool
 	err        error
 	singleEnd  uint64
+	toldAt     time.Time // the last refusal of a topic that it was stopped for
 }
 
 // referenceTag travels with a record and comes back with its report.
@@ -88,6 +116,7 @@ type referenceTag struct {
 	stream *referenceStream
 	pos    uint64
 	lane   int
+	stamp  int64 // ms, if the record brought one
 }
 
 type referenceDead struct {
@@ -114,6 +143,10 @@ func NewReference(o Options) (Sink, error) {
 		streams:    map[uint32]*referenceStream{},
 	}
 	s.stats.Window = uint64(s.window)
+	s.refresh = 5 * time.Minute
+	if ms, err := strconv.Atoi(properties["topic.metadata.refresh.interval.ms"]); err == nil {
+		s.refresh = time.Duration(max(ms, 0)) * time.Millisecond
+	}
 	if s.lanes[bulk].producer, err = s.build(bulk); err != nil {
 		return nil, errors.New(s.journal.redact(err.Error()))
 	}
@@ -210,34 +243,66 @@ func (s *referenceSink) Hand(stream uint32, pos uint64, b *record.Batch, from in
 		if int(r.Topic) >= len(s.names) || st.lane == bulk && s.names[r.Topic].apart {
 			return i, nil // later: for an error, or through another producer
 		}
+		t := s.names[r.Topic]
+		partition, why := s.destination(st, t, r)
+		if why != nil {
+			if errors.Is(why, errLater) {
+				return i, nil
+			}
+			if codeOf(why) != kafka.ErrUnknownPartition {
+				s.stop(st, pos+uint64(i), t.name, why)
+				return i, nil
+			}
+		}
+		tag := referenceTag{st, pos + uint64(i), st.lane, max(r.Timestamp, 0)}
 		m := &kafka.Message{
-			TopicPartition: kafka.TopicPartition{Topic: &s.names[r.Topic].name, Partition: kafka.PartitionAny},
+			TopicPartition: kafka.TopicPartition{Topic: &t.name, Partition: partition},
 			Key:            b.Key(from + i),
 			Value:          b.Value(from + i),
-			Opaque:         referenceTag{st, pos + uint64(i), st.lane},
+			Opaque:         tag,
+		}
+		if r.Timestamp > 0 {
+			m.Timestamp = time.UnixMilli(r.Timestamp)
+		}
+		if err := record.EachMore(b.More(from+i), func(name, value []byte) {
+			m.Headers = append(m.Headers, kafka.Header{Key: string(name), Value: value})
+		}); err != nil {
+			if i > 0 {
+				return i, nil
+			}
+			return 0, fmt.Errorf("stream %d: position %d: %w", stream, pos, err)
 		}
 		if h := b.Header(from + i); h != nil {
-			m.Headers = []kafka.Header{{Key: record.HeaderName, Value: h}}
+			m.Headers = append(m.Headers, kafka.Header{Key: record.HeaderName, Value: h})
 		}
-		if err := l.producer.Produce(m, nil); err != nil {
-			switch code := codeOf(err); code {
-			case kafka.ErrQueueFull:
+		err := why
+		if err == nil {
+			t.used = true
+			err = l.producer.Produce(m, nil)
+		}
+		if err != nil {
+			code := codeOf(err)
+			switch {
+			case code == kafka.ErrQueueFull:
 				return i, nil
-			case kafka.ErrFatal:
+			case code == kafka.ErrFatal:
 				l.fatal = true
 				s.wake()
 				return i, nil
-			case kafka.ErrMsgSizeTooLarge:
-				s.bury(st, pos+uint64(i), m, err)
+			case code == kafka.ErrMsgSizeTooLarge, why != nil:
+				s.bury(tag, m, err)
+			case code == kafka.ErrUnknownPartition && partition != kafka.PartitionAny:
+				t.partitions = 0 // there are fewer now: later, when a broker has told
+				return i, nil
 			default:
-				s.fail(st, pos+uint64(i), s.names[r.Topic].name, err)
+				s.fail(st, pos+uint64(i), t.name, err)
 				return i, nil
 			}
 		} else {
 			st.producing++
 			l.outstanding++
 			s.stats.Outstanding++
-			s.stats.Bytes += uint64(r.KeyLen + r.HeaderLen + r.ValueLen)
+			s.stats.Bytes += uint64(r.KeyLen + r.HeaderLen + r.ValueLen + r.MoreLen)
 		}
 		st.next++
 		s.stats.Handed++
@@ -272,23 +337,126 @@ func (s *referenceSink) move(st *referenceStream) {
 }
 
 func (s *referenceSink) fail(st *referenceStream, pos uint64, topic string, why error) {
-	l := &s.lanes[st.lane]
-	switch codeOf(why) {
-	case kafka.ErrUnknownTopic, kafka.ErrUnknownPartition, kafka.ErrUnknownTopicOrPart, kafka.ErrTopicException,
-		kafka.ErrTopicAuthorizationFailed, kafka.ErrUnknownTopicID:
-		s.failTopic(l, s.names[s.topics[topic]])
+	if ofTopic(why) {
+		s.failTopic(&s.lanes[st.lane], s.names[s.topics[topic]])
 	}
+	s.stop(st, pos, topic, why)
+	s.stats.Failed++
+}
+
+func (s *referenceSink) stop(st *referenceStream, pos uint64, topic string, why error) {
 	if st.err == nil {
 		st.err = fmt.Errorf("topic %s: position %d: %w", topic, pos, why)
 		s.journal.fault(st.err.Error())
 	}
-	s.stats.Failed++
 	s.move(st)
+}
+
+// destination finds the partition of a record. It returns what missing does when
+// that is not known.
+func (s *referenceSink) destination(st *referenceStream, t *referenceTopic, r *record.Rec) (int32, error) {
+	switch {
+	case r.Flags&(record.RecRouted|record.RecPartition) == 0:
+		return kafka.PartitionAny, nil
+	case r.Flags&record.RecPartition != 0 && r.Partition < 0:
+		return r.Partition, kafka.NewError(kafka.ErrUnknownPartition, "", false)
+	case r.Flags&record.RecPartition != 0 && uint32(r.Partition) < t.partitions:
+		return r.Partition, nil
+	case r.Flags&record.RecPartition != 0:
+		return r.Partition, s.missing(st, t)
+	case t.partitions == 0:
+		return kafka.PartitionAny, s.missing(st, t)
+	}
+	if s.refresh > 0 && time.Since(t.countedAt) >= s.refresh {
+		s.ask(st.lane, t)
+	}
+	return int32(r.Route % t.partitions), nil
+}
+
+// missing is what becomes of a record whose partition is not known: it goes later
+// (errLater), never (ErrUnknownPartition), or stops its stream.
+func (s *referenceSink) missing(st *referenceStream, t *referenceTopic) error {
+	now := time.Now()
+	if t.partitions > 0 && !t.missedAt.IsZero() && now.Sub(t.countedAt) < askForget && t.countedAt.Sub(t.missedAt) >= askPatience {
+		if now.Sub(t.countedAt) >= askAgain {
+			s.ask(st.lane, t)
+		}
+		return kafka.NewError(kafka.ErrUnknownPartition, "", false)
+	}
+	if t.refusal != nil && st.toldAt.Before(t.refusedAt) {
+		st.toldAt = t.refusedAt
+		return t.refusal
+	}
+	if t.missedAt.IsZero() || t.partitions > 0 && now.Sub(t.countedAt) >= askForget {
+		t.missedAt = now
+	}
+	s.ask(st.lane, t)
+	return errLater
+}
+
+// ask asks a broker for the number of partitions, in the background and through
+// the producer that is to send the records, so that it has the same view.
+func (s *referenceSink) ask(lane int, t *referenceTopic) {
+	if t.asking || s.stopped || time.Now().Before(t.askAt) {
+		return
+	}
+	t.asking = true
+	l := &s.lanes[lane]
+	p := l.producer
+	l.outstanding++ // so that it stays
+	s.asks.Go(func() {
+		m, err := p.GetMetadata(&t.name, false, int(askTimeout/time.Millisecond))
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		l.outstanding--
+		t.asking = false
+		t.askAt = time.Now().Add(askPause)
+		if err == nil {
+			about := m.Topics[t.name]
+			s.answered(l, t, about.Error, uint32(len(about.Partitions)))
+		}
+		s.wake()
+	})
+}
+
+func (s *referenceSink) answered(l *referenceLane, t *referenceTopic, why kafka.Error, n uint32) {
+	now := time.Now()
+	if why.Code() == kafka.ErrNoError && n > 0 {
+		if n > t.partitions {
+			t.missedAt = time.Time{}
+		}
+		t.askFailures, t.refusal = 0, nil
+		t.partitions, t.countedAt = n, now
+		return
+	}
+	if t.used && ofTopic(why) {
+		s.failTopic(l, t)
+	}
+	t.partitions = 0
+	if t.missedAt.IsZero() {
+		t.missedAt = now
+	}
+	if why.Code() == kafka.ErrNoError || now.Sub(t.missedAt) < askPatience {
+		return
+	}
+	t.refusal, t.refusedAt = why, now
+	t.askAt = now.Add(min(askPause<<min(t.askFailures, 6), retryMax))
+	t.askFailures++
+}
+
+// ofTopic tells whether an error is one of the topic, as of_topic in shim.c.
+func ofTopic(why error) bool {
+	switch codeOf(why) {
+	case kafka.ErrUnknownTopic, kafka.ErrUnknownPartition, kafka.ErrUnknownTopicOrPart, kafka.ErrTopicException,
+		kafka.ErrTopicAuthorizationFailed, kafka.ErrUnknownTopicID:
+		return true
+	}
+	return false
 }
 
 func (s *referenceSink) failTopic(l *referenceLane, t *referenceTopic) {
 	now := time.Now()
-	t.apart = true
+	t.apart, t.partitions = true, 0
 	l.renew = l != &s.lanes[bulk]
 	if now.Before(t.retryAt) {
 		return // told by several records
@@ -300,22 +468,24 @@ func (s *referenceSink) failTopic(l *referenceLane, t *referenceTopic) {
 	t.failures++
 }
 
-func (s *referenceSink) bury(st *referenceStream, pos uint64, m *kafka.Message, why error) {
+func (s *referenceSink) bury(tag referenceTag, m *kafka.Message, why error) {
 	d := deadRecord{
-		Time: time.Now().UTC(), Topic: *m.TopicPartition.Topic, Error: why.Error(),
-		Value: append([]byte(nil), m.Value...),
+		Time: time.Now().UTC(), Topic: *m.TopicPartition.Topic, Timestamp: tag.stamp, Error: why.Error(),
+		Key: bytes.Clone(m.Key), Value: bytes.Clone(m.Value),
 	}
-	if m.Key != nil {
-		d.Key = append([]byte{}, m.Key...)
+	if p := m.TopicPartition.Partition; p != kafka.PartitionAny {
+		d.Partition = &p
 	}
-	for _, h := range m.Headers {
-		if h.Key == record.HeaderName {
-			d.Header = append([]byte(nil), h.Value...)
+	for i, h := range m.Headers {
+		if i == len(m.Headers)-1 && h.Key == record.HeaderName {
+			d.Header = bytes.Clone(h.Value)
+		} else {
+			d.Headers = append(d.Headers, deadHeader{h.Key, bytes.Clone(h.Value)})
 		}
 	}
-	st.dead++
+	tag.stream.dead++
 	s.stats.Outstanding++
-	s.dead = append(s.dead, referenceDead{st, pos, d})
+	s.dead = append(s.dead, referenceDead{tag.stream, tag.pos, d})
 	s.wake()
 }
 
@@ -346,10 +516,14 @@ func (s *referenceSink) delivered(m *kafka.Message) {
 		return
 	}
 	batch := false
-	switch codeOf(err) {
-	case kafka.ErrMsgSizeTooLarge, kafka.ErrRecordListTooLarge, kafka.ErrInvalidMsg, kafka.ErrInvalidMsgSize, kafka.ErrInvalidRecord:
+	switch code := codeOf(err); code {
+	case kafka.ErrMsgSizeTooLarge, kafka.ErrRecordListTooLarge, kafka.ErrInvalidMsg, kafka.ErrInvalidMsgSize, kafka.ErrInvalidRecord,
+		kafka.ErrInvalidTimestamp:
+		if code == kafka.ErrInvalidTimestamp && tag.stamp == 0 {
+			break // our clock's fault
+		}
 		if tag.lane == single {
-			s.bury(st, tag.pos, m, err)
+			s.bury(tag, m, err)
 			return
 		}
 		batch = true
@@ -642,6 +816,7 @@ func (s *referenceSink) Close(d time.Duration) error {
 		}
 		s.await(min(left, pollSlice))
 	}
+	s.asks.Wait()
 	n := s.Stats().Outstanding
 	for i := range s.lanes {
 		s.mu.Lock()

@@ -18,7 +18,22 @@ typedef struct rd_kafka_topic_conf_s rd_kafka_topic_conf_t;
 typedef struct rd_kafka_headers_s rd_kafka_headers_t;
 typedef struct rd_kafka_error_s rd_kafka_error_t;
 typedef struct rd_kafka_queue_s rd_kafka_queue_t;
-struct rd_kafka_metadata;
+
+struct rd_kafka_metadata_topic {
+	char *topic;
+	int partition_cnt;
+	struct rd_kafka_metadata_partition *partitions;
+	int err;
+};
+
+struct rd_kafka_metadata {
+	int broker_cnt;
+	struct rd_kafka_metadata_broker *brokers;
+	int topic_cnt;
+	struct rd_kafka_metadata_topic *topics;
+	int32_t orig_broker_id;
+	char *orig_broker_name;
+};
 
 typedef struct {
 	int err;
@@ -38,21 +53,18 @@ typedef struct {
 		rd_kafka_topic_t *rkt;
 		int i;
 		int32_t i32;
+		int64_t i64;
 		struct {
 			void *ptr;
 			size_t size;
 		} mem;
-		struct {
-			const char *name;
-			const void *val;
-			ssize_t size;
-		} header;
+		rd_kafka_headers_t *headers;
 		void *ptr;
 		char pad[64];
 	} u;
 } rd_kafka_vu_t;
 
-enum { V_RKT = 2, V_PARTITION = 3, V_VALUE = 4, V_KEY = 5, V_OPAQUE = 6, V_MSGFLAGS = 7, V_HEADER = 9 };
+enum { V_RKT = 2, V_PARTITION = 3, V_VALUE = 4, V_KEY = 5, V_OPAQUE = 6, V_MSGFLAGS = 7, V_TIMESTAMP = 8, V_HEADERS = 10 };
 enum { PRODUCER = 0, PARTITION_UA = -1, MSG_F_COPY = 2 };
 enum { PURGE_QUEUE = 1, PURGE_INFLIGHT = 2, PURGE_NON_BLOCKING = 4 };
 enum {
@@ -64,6 +76,7 @@ enum {
 	ERR_INVALID_MSG_SIZE = 4,
 	ERR_MSG_SIZE_TOO_LARGE = 10,
 	ERR_RECORD_LIST_TOO_LARGE = 18,
+	ERR_INVALID_TIMESTAMP = 32,
 	ERR_INVALID_RECORD = 87,
 	ERR_UNKNOWN_PARTITION = -190,
 	ERR_UNKNOWN_TOPIC = -188,
@@ -83,6 +96,7 @@ WEAK rd_kafka_conf_t *rd_kafka_conf_new(void);
 WEAK rd_kafka_conf_t *rd_kafka_conf_dup(const rd_kafka_conf_t *conf);
 WEAK void rd_kafka_conf_destroy(rd_kafka_conf_t *conf);
 WEAK int rd_kafka_conf_set(rd_kafka_conf_t *conf, const char *name, const char *value, char *errstr, size_t size);
+WEAK int rd_kafka_conf_get(const rd_kafka_conf_t *conf, const char *name, char *dest, size_t *dest_size);
 WEAK void rd_kafka_conf_set_opaque(rd_kafka_conf_t *conf, void *opaque);
 WEAK void rd_kafka_conf_set_dr_msg_cb(rd_kafka_conf_t *conf, void (*cb)(rd_kafka_t *, const rd_kafka_message_t *, void *));
 WEAK void rd_kafka_conf_set_error_cb(rd_kafka_conf_t *conf, void (*cb)(rd_kafka_t *, int, const char *, void *));
@@ -101,7 +115,11 @@ WEAK int rd_kafka_fatal_error(rd_kafka_t *rk, char *errstr, size_t size);
 WEAK int rd_kafka_metadata(rd_kafka_t *rk, int all_topics, rd_kafka_topic_t *only, const struct rd_kafka_metadata **md, int timeout_ms);
 WEAK void rd_kafka_metadata_destroy(const struct rd_kafka_metadata *md);
 WEAK int rd_kafka_message_headers(const rd_kafka_message_t *msg, rd_kafka_headers_t **hdrs);
-WEAK int rd_kafka_header_get_last(const rd_kafka_headers_t *hdrs, const char *name, const void **value, size_t *size);
+WEAK int64_t rd_kafka_message_timestamp(const rd_kafka_message_t *msg, int *type);
+WEAK rd_kafka_headers_t *rd_kafka_headers_new(size_t initial_count);
+WEAK void rd_kafka_headers_destroy(rd_kafka_headers_t *hdrs);
+WEAK int rd_kafka_header_add(rd_kafka_headers_t *hdrs, const char *name, ssize_t name_size, const void *value, ssize_t value_size);
+WEAK int rd_kafka_header_get_all(const rd_kafka_headers_t *hdrs, size_t idx, const char **name, const void **value, size_t *size);
 
 _Static_assert(sizeof(void *) == 8, "stream and position are carried in a 64-bit pointer");
 _Static_assert(sizeof(bk_rec) == 56, "bk_rec is record.Rec");
@@ -144,14 +162,15 @@ void bk_ring_free(bk_ring *r) {
 }
 
 // The low bits of a position are enough: those in a window are close together.
-#define POS_BITS 44
+#define POS_BITS 43
 #define POS_MASK ((UINT64_C(1) << POS_BITS) - 1)
 
-void *bk_opaque(uint32_t stream, uint64_t pos) {
-	return (void *)(uintptr_t)((uint64_t)stream << POS_BITS | (pos & POS_MASK));
+void *bk_opaque(uint32_t stream, uint64_t pos, int stamped) {
+	return (void *)(uintptr_t)((uint64_t)stream << (POS_BITS + 1) | (uint64_t)(stamped != 0) << POS_BITS | (pos & POS_MASK));
 }
 
-uint32_t bk_opaque_stream(void *opaque) { return (uint32_t)((uint64_t)(uintptr_t)opaque >> POS_BITS); }
+uint32_t bk_opaque_stream(void *opaque) { return (uint32_t)((uint64_t)(uintptr_t)opaque >> (POS_BITS + 1)); }
+int bk_opaque_stamped(void *opaque) { return (uint64_t)(uintptr_t)opaque >> POS_BITS & 1; }
 
 uint64_t bk_position(const bk_ring *r, void *opaque) {
 	return r->base + (((uint64_t)(uintptr_t)opaque - r->base) & POS_MASK);
@@ -169,6 +188,7 @@ typedef struct {
 	uint64_t single_end; // positions below go one by one
 	uint32_t in_producer;
 	uint32_t dead;
+	int64_t told_at;     // ms; the last refusal of a topic that it was stopped for
 	bk_ring ring;
 } stream;
 
@@ -191,20 +211,41 @@ typedef struct {
 typedef struct {
 	char *name;
 	int apart; // not to be used with BK_BULK; read without lock by bk_hand
+	int used;  // a producer was given records of it; read without lock by bk_hand
 	int failures; // one after the other
 	int64_t failed_at, retry_at; // ms
+	// What brokers say of its partitions, asked for by the records that have to
+	// go to a certain one. Times in ms.
+	uint32_t partitions; // 0 when not known; read without lock by bk_hand
+	int64_t counted_at;  // when they said so; the same
+	int64_t missed_at;   // since when there is not what is asked for
+	int64_t ask_at;      // not before
+	int ask;             // 1 to be asked for, 2 being asked for; the same
+	int ask_lane;        // through which producer, whose view is to be the same
+	int ask_failures;    // one after the other
+	int refusal;         // why there is no answer, for streams to be told
+	int64_t refused_at;
 } topic;
 
 // A topic that fails is tried again after a pause that grows, until it has not
 // failed for a while.
 enum { RETRY_MIN_MS = 100, RETRY_MAX_MS = 10000, RETRY_FORGET_MS = 60000 };
 
+// A topic or a partition does not exist when brokers have said so for a while:
+// one that was just made is not known to all of them at once. A partition that
+// does not exist is asked for again before it is believed for longer.
+enum { ASK_PAUSE_MS = 200, ASK_PATIENCE_MS = 2000, ASK_AGAIN_MS = 5000, ASK_FORGET_MS = 60000 };
+
 struct bk_sink {
 	pthread_mutex_t mu;
 	pthread_cond_t wake; // a producer was built, or a user of one left
 	uint32_t window, share;
 	char *header_name;
+	size_t header_name_len;
 	rd_kafka_conf_t *conf;
+	int64_t refresh; // ms between questions for a number of partitions that is known; 0 for ever
+	int asks;        // topics to be asked for
+	int asking;
 	lane lanes[BK_LANES];
 	stream **streams;
 	uint32_t streams_cap;
@@ -227,7 +268,8 @@ int bk_linked(void) {
 	       rd_kafka_conf_dup && rd_kafka_conf_set && rd_kafka_conf_set_dr_msg_cb && rd_kafka_conf_set_error_cb &&
 	       rd_kafka_conf_set_log_cb && rd_kafka_conf_set_opaque && rd_kafka_conf_destroy && rd_kafka_destroy &&
 	       rd_kafka_opaque && rd_kafka_set_log_queue && rd_kafka_topic_new && rd_kafka_topic_destroy &&
-	       rd_kafka_message_headers && rd_kafka_header_get_last && rd_kafka_last_error && rd_kafka_error_code &&
+	       rd_kafka_message_headers && rd_kafka_message_timestamp && rd_kafka_headers_new &&
+	       rd_kafka_headers_destroy && rd_kafka_header_add && rd_kafka_header_get_all && rd_kafka_conf_get && rd_kafka_last_error && rd_kafka_error_code &&
 	       rd_kafka_error_destroy && rd_kafka_err2str && rd_kafka_version_str;
 }
 
@@ -264,6 +306,7 @@ static int of_topic(int err) {
 static void fail_topic(lane *l, topic *t) {
 	int64_t now = now_ms();
 	__atomic_store_n(&t->apart, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&t->partitions, 0, __ATOMIC_RELAXED);
 	if (l->index != BK_BULK)
 		l->renew = 1;
 	if (now < t->retry_at)
@@ -276,16 +319,19 @@ static void fail_topic(lane *l, topic *t) {
 	t->retry_at = now + (wait < RETRY_MAX_MS ? wait : RETRY_MAX_MS);
 }
 
-static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) {
-	lane *l = &s->lanes[st->lane];
-	if (of_topic(err))
-		fail_topic(l, &s->topics[topic]);
+static void stop(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) {
 	if (!st->err) {
 		st->err_pos = pos;
 		st->err_topic = topic;
 		__atomic_store_n(&st->err, err, __ATOMIC_RELAXED);
 	}
 	moved(s, st);
+}
+
+static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) {
+	if (of_topic(err))
+		fail_topic(&s->lanes[st->lane], &s->topics[topic]);
+	stop(s, st, err, pos, topic);
 }
 
 // leave takes n records of a stream out of the count of its producer.
@@ -301,6 +347,63 @@ static void bury(bk_sink *s, stream *st, bk_dead *d) {
 	s->stats.outstanding++;
 	*s->dead_tail = d;
 	s->dead_tail = &d->next;
+}
+
+static void want(bk_sink *s, lane *l, topic *t, int64_t now) {
+	if (t->ask || now < t->ask_at)
+		return;
+	__atomic_store_n(&t->ask, 1, __ATOMIC_RELAXED);
+	t->ask_lane = l->index;
+	s->asks++;
+}
+
+// missing is what becomes of a record whose partition is not known: it goes later
+// (BK_LATER), never (ERR_UNKNOWN_PARTITION), or stops its stream.
+static int missing(bk_sink *s, lane *l, stream *st, topic *t, int64_t now) {
+	if (t->partitions && t->missed_at && now - t->counted_at < ASK_FORGET_MS &&
+	    t->counted_at - t->missed_at >= ASK_PATIENCE_MS) {
+		if (now - t->counted_at >= ASK_AGAIN_MS)
+			want(s, l, t, now);
+		return ERR_UNKNOWN_PARTITION;
+	}
+	if (t->refusal && st->told_at < t->refused_at) {
+		st->told_at = t->refused_at;
+		return t->refusal;
+	}
+	if (!t->missed_at || (t->partitions && now - t->counted_at >= ASK_FORGET_MS))
+		t->missed_at = now;
+	want(s, l, t, now);
+	return BK_LATER;
+}
+
+// answered takes what a broker said of a topic: n partitions, err as the error of
+// the topic, or no_answer.
+static void answered(lane *l, topic *t, int no_answer, int err, uint32_t n) {
+	int64_t now = now_ms();
+	__atomic_store_n(&t->ask, 0, __ATOMIC_RELAXED);
+	t->ask_at = now + ASK_PAUSE_MS;
+	if (no_answer)
+		return;
+	if (!err && n > 0) {
+		if (n > t->partitions)
+			t->missed_at = 0;
+		t->ask_failures = t->refusal = 0;
+		__atomic_store_n(&t->counted_at, now, __ATOMIC_RELAXED);
+		__atomic_store_n(&t->partitions, n, __ATOMIC_RELAXED);
+		return;
+	}
+	if (t->used && of_topic(err))
+		fail_topic(l, t);
+	__atomic_store_n(&t->partitions, 0, __ATOMIC_RELAXED);
+	if (!t->missed_at)
+		t->missed_at = now;
+	if (!err || now - t->missed_at < ASK_PATIENCE_MS)
+		return;
+	t->refusal = err;
+	t->refused_at = now;
+	int64_t wait = ASK_PAUSE_MS << (t->ask_failures < 6 ? t->ask_failures : 6);
+	t->ask_failures++;
+	t->ask_at = now + (wait < RETRY_MAX_MS ? wait : RETRY_MAX_MS);
 }
 
 static void say(bk_sink *s, int level, int err, const char *fac, const char *text) {
@@ -320,20 +423,105 @@ static void say(bk_sink *s, int level, int err, const char *fac, const char *tex
 
 // ---------------------------------------------------------------------------
 
-static bk_dead *new_dead(uint32_t stream, uint32_t topic, uint64_t pos, int err, const void *key, size_t key_len,
-                         const void *header, size_t header_len, const void *value, size_t value_len) {
-	bk_dead *d = malloc(sizeof *d + key_len + header_len + value_len);
-	if (!d)
+// new_dead returns a copy of a record, described by d and by where its parts lie.
+static bk_dead *new_dead(bk_dead d, const void *key, const void *header, const void *value, const void *more) {
+	bk_dead *copy = malloc(sizeof d + d.key_len + d.header_len + d.value_len + d.more_len);
+	if (!copy)
 		return NULL;
-	*d = (bk_dead){.stream = stream, .topic = topic, .pos = pos, .err = err, .has_key = key != NULL,
-	               .key_len = key_len, .header_len = header_len, .value_len = value_len};
-	if (key_len)
-		memcpy(d->data, key, key_len);
-	if (header_len)
-		memcpy(d->data + key_len, header, header_len);
-	if (value_len)
-		memcpy(d->data + key_len + header_len, value, value_len);
-	return d;
+	*copy = d;
+	uint8_t *to = copy->data;
+	if (d.key_len)
+		memcpy(to, key, d.key_len);
+	to += d.key_len;
+	if (d.header_len)
+		memcpy(to, header, d.header_len);
+	to += d.header_len;
+	if (d.value_len)
+		memcpy(to, value, d.value_len);
+	to += d.value_len;
+	if (d.more_len)
+		memcpy(to, more, d.more_len);
+	return copy;
+}
+
+#define NULL_LEN UINT32_MAX
+
+static uint32_t get_u32(const uint8_t *p) {
+	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+static uint8_t *put_u32(uint8_t *p, uint32_t n) {
+	p[0] = (uint8_t)(n >> 24);
+	p[1] = (uint8_t)(n >> 16);
+	p[2] = (uint8_t)(n >> 8);
+	p[3] = (uint8_t)n;
+	return p + 4;
+}
+
+// take_more takes a header from what record.AppendMore wrote, at *p and before
+// end: 1, or 0 when it does not lie there. A null value is NULL.
+static int take_more(const uint8_t **p, const uint8_t *end, const void **name, uint32_t *name_len,
+                     const void **value, uint32_t *value_len) {
+	if (end - *p < 4)
+		return 0;
+	*name_len = get_u32(*p);
+	*p += 4;
+	if (*name_len > (uint64_t)(end - *p))
+		return 0;
+	*name = *p;
+	*p += *name_len;
+	if (end - *p < 4)
+		return 0;
+	*value_len = get_u32(*p);
+	*p += 4;
+	if (*value_len == NULL_LEN) {
+		*value = NULL;
+		*value_len = 0;
+		return 1;
+	}
+	if (*value_len > (uint64_t)(end - *p))
+		return 0;
+	*value = *p;
+	*p += *value_len;
+	return 1;
+}
+
+static int good_more(const uint8_t *p, uint32_t len) {
+	const uint8_t *end = p + len;
+	const void *name, *value;
+	uint32_t name_len, value_len;
+	while (p < end)
+		if (!take_more(&p, end, &name, &name_len, &value, &value_len))
+			return 0;
+	return 1;
+}
+
+// more_of returns the further headers of a record as record.AppendMore writes
+// them, and where bmpha's lies, which comes last.
+static uint8_t *more_of(bk_sink *s, const rd_kafka_headers_t *headers, size_t *len, const void **header, size_t *header_len) {
+	const char *name;
+	const void *value;
+	size_t size, n = 0, need = 0;
+	for (; rd_kafka_header_get_all(headers, n, &name, &value, &size) == 0; n++)
+		need += 8 + strlen(name) + size;
+	if (n && rd_kafka_header_get_all(headers, n - 1, &name, &value, &size) == 0 && strcmp(name, s->header_name) == 0) {
+		*header = value;
+		*header_len = value ? size : 0;
+		n--;
+	}
+	uint8_t *more = n ? malloc(need) : NULL, *p = more;
+	for (size_t i = 0; more && i < n && rd_kafka_header_get_all(headers, i, &name, &value, &size) == 0; i++) {
+		size_t name_len = strlen(name);
+		p = put_u32(p, (uint32_t)name_len);
+		memcpy(p, name, name_len);
+		p = put_u32(p + name_len, value ? (uint32_t)size : NULL_LEN);
+		if (value) {
+			memcpy(p, value, size);
+			p += size;
+		}
+	}
+	*len = (size_t)(p - more);
+	return more;
 }
 
 // refused tells whether a broker refuses what it was given for what it is, so
@@ -341,6 +529,12 @@ static bk_dead *new_dead(uint32_t stream, uint32_t topic, uint64_t pos, int err,
 static int refused(int err) {
 	return err == ERR_MSG_SIZE_TOO_LARGE || err == ERR_RECORD_LIST_TOO_LARGE || err == ERR_INVALID_MSG ||
 	       err == ERR_INVALID_MSG_SIZE || err == ERR_INVALID_RECORD;
+}
+
+// refused_record does so for one record. Its timestamp is at fault only if it
+// brought it.
+static int refused_record(const rd_kafka_message_t *m) {
+	return refused(m->err) || (m->err == ERR_INVALID_TIMESTAMP && bk_opaque_stamped(m->opaque));
 }
 
 static uint32_t topic_of(bk_sink *s, lane *l, rd_kafka_topic_t *rkt) {
@@ -369,19 +563,27 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 		return;
 	}
 	bk_dead *d = NULL;
-	if (refused(m->err) && l->index == BK_SINGLE) {
+	if (refused_record(m) && l->index == BK_SINGLE) {
 		rd_kafka_headers_t *headers;
 		const void *header = NULL;
-		size_t header_len = 0;
+		uint8_t *more = NULL;
+		int type;
+		bk_dead about = {
+			.stream = st->id, .topic = topic_of(s, l, m->rkt), .pos = pos, .err = m->err,
+			.has_key = m->key != NULL, .has_value = m->payload != NULL, .key_len = m->key ? m->key_len : 0,
+			.value_len = m->payload ? m->len : 0, .partition = m->partition,
+			.timestamp = bk_opaque_stamped(m->opaque) ? rd_kafka_message_timestamp(m, &type) : 0,
+		};
 		if (rd_kafka_message_headers(m, &headers) == 0)
-			rd_kafka_header_get_last(headers, s->header_name, &header, &header_len);
-		d = new_dead(st->id, topic_of(s, l, m->rkt), pos, m->err, m->key, m->key_len, header, header_len, m->payload, m->len);
+			more = more_of(s, headers, &about.more_len, &header, &about.header_len);
+		d = new_dead(about, m->key, header, m->payload, more);
+		free(more);
 	}
 	if (d) {
 		bury(s, st, d);
 	} else {
 		s->stats.failed++;
-		if (l->index != BK_SINGLE && (refused(m->err) || m->err == ERR_INVALID_DIFFERENT_RECORD) &&
+		if (l->index != BK_SINGLE && (refused_record(m) || m->err == ERR_INVALID_DIFFERENT_RECORD) &&
 		    pos >= st->single_end)
 			st->single_end = pos + 1;
 		fail(s, st, m->err, pos, st->err && !of_topic(m->err) ? 0 : topic_of(s, l, m->rkt));
@@ -431,6 +633,7 @@ bk_sink *bk_new(uint32_t window, const char *header_name) {
 	s->window = window;
 	s->share = window > 1 ? window / 2 : 1;
 	s->header_name = strdup(header_name);
+	s->header_name_len = strlen(header_name);
 	s->conf = rd_kafka_conf_new();
 	s->topics = calloc(BK_MAX_TOPICS, sizeof *s->topics);
 	s->dead_tail = &s->dead;
@@ -461,8 +664,12 @@ static int new_topic(lane *l, rd_kafka_t *rk, uint32_t handle) {
 
 int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	lane *l = &s->lanes[index];
+	char refresh[32] = "";
+	size_t refresh_size = sizeof refresh;
+	rd_kafka_conf_get(s->conf, "topic.metadata.refresh.interval.ms", refresh, &refresh_size);
 	lock(s);
 	int needed = !l->rk;
+	s->refresh = atoll(refresh);
 	unlock(s);
 	if (!needed)
 		return 1;
@@ -533,27 +740,87 @@ int64_t bk_topic(bk_sink *s, const char *name) {
 	return handle;
 }
 
-// produce gives one record to librdkafka, which copies it.
-static int produce(bk_sink *s, lane *l, rd_kafka_topic_t *rkt, const uint8_t *data, const bk_rec *r, void *opaque) {
-	void *key = r->key_len ? (void *)(data + r->key_off) : NULL;
-	void *value = (void *)(data + r->value_off);
-	if (!r->header_len) {
-		if (rd_kafka_produce(rkt, PARTITION_UA, MSG_F_COPY, value, r->value_len, key, r->key_len, opaque) == 0)
+// destination finds the partition of a record that has to go to a certain one.
+// It returns what missing does when that is not known.
+//
+// The partition is chosen here and not in a partitioner of librdkafka's, because
+// that is not asked for records without a key, and because it would be in the way
+// of the one that the user has configured. Until a broker has told how many
+// partitions there are, the caller keeps the records, and so their order.
+static int destination(bk_sink *s, lane *l, stream *st, const bk_rec *r, int64_t *now, int32_t *partition) {
+	topic *t = &s->topics[r->topic];
+	if (r->flags & BK_PARTITION && r->partition < 0)
+		return ERR_UNKNOWN_PARTITION;
+	if (!*now)
+		*now = now_ms();
+	uint32_t n = __atomic_load_n(&t->partitions, __ATOMIC_RELAXED);
+	int err = 0;
+	if (n && !(r->flags & BK_PARTITION)) {
+		*partition = (int32_t)(r->route % n);
+		if (s->refresh > 0 && *now - __atomic_load_n(&t->counted_at, __ATOMIC_RELAXED) >= s->refresh &&
+		    !__atomic_load_n(&t->ask, __ATOMIC_RELAXED)) {
+			lock(s);
+			want(s, l, t, *now);
+			unlock(s);
+		}
+	} else if (n && (uint32_t)r->partition < n) {
+		*partition = r->partition;
+	} else {
+		lock(s);
+		err = missing(s, l, st, t, *now);
+		unlock(s);
+	}
+	return err;
+}
+
+// produce gives one record to librdkafka, which copies it. Headers are ours until
+// it has taken them: rd_kafka_produceva (2.11.1) frees twice those that it is
+// given one by one, when it refuses a record for its topic.
+static int produce(bk_sink *s, lane *l, rd_kafka_topic_t *rkt, const uint8_t *data, const bk_rec *r, int32_t partition, void *opaque) {
+	static const char empty[1];
+	void *key = NULL, *value = NULL;
+	if (r->key_len)
+		key = (void *)(data + r->key_off);
+	else if (r->flags & BK_EMPTY_KEY)
+		key = (void *)empty;
+	uint32_t value_len = 0;
+	if (!(r->flags & BK_NULL_VALUE)) {
+		value = r->value_len ? (void *)(data + r->value_off) : (void *)empty;
+		value_len = r->value_len;
+	}
+	if (!r->header_len && !r->more_len && r->timestamp <= 0) {
+		if (rd_kafka_produce(rkt, partition, MSG_F_COPY, value, value_len, key, r->key_len, opaque) == 0)
 			return 0;
 		return rd_kafka_last_error();
 	}
-	rd_kafka_vu_t v[] = {
+	rd_kafka_vu_t v[8] = {
 		{.vtype = V_RKT, .u.rkt = rkt},
-		{.vtype = V_PARTITION, .u.i32 = PARTITION_UA},
+		{.vtype = V_PARTITION, .u.i32 = partition},
 		{.vtype = V_MSGFLAGS, .u.i = MSG_F_COPY},
-		{.vtype = V_VALUE, .u.mem = {value, r->value_len}},
+		{.vtype = V_VALUE, .u.mem = {value, value_len}},
 		{.vtype = V_KEY, .u.mem = {key, r->key_len}},
 		{.vtype = V_OPAQUE, .u.ptr = opaque},
-		{.vtype = V_HEADER, .u.header = {s->header_name, data + r->header_off, (ssize_t)r->header_len}},
 	};
-	rd_kafka_error_t *e = rd_kafka_produceva(l->rk, v, sizeof v / sizeof *v);
+	size_t n = 6;
+	if (r->timestamp > 0)
+		v[n++] = (rd_kafka_vu_t){.vtype = V_TIMESTAMP, .u.i64 = r->timestamp};
+	rd_kafka_headers_t *headers = NULL;
+	if (r->header_len || r->more_len) {
+		headers = rd_kafka_headers_new(8);
+		const uint8_t *p = data + r->more_off, *end = p + r->more_len;
+		const void *name, *val;
+		uint32_t name_len, val_len;
+		while (p < end && take_more(&p, end, &name, &name_len, &val, &val_len))
+			rd_kafka_header_add(headers, name, name_len, val, val_len);
+		if (r->header_len)
+			rd_kafka_header_add(headers, s->header_name, (ssize_t)s->header_name_len, data + r->header_off, r->header_len);
+		v[n++] = (rd_kafka_vu_t){.vtype = V_HEADERS, .u.headers = headers};
+	}
+	rd_kafka_error_t *e = rd_kafka_produceva(l->rk, v, n);
 	if (!e)
 		return 0;
+	if (headers)
+		rd_kafka_headers_destroy(headers);
 	int err = rd_kafka_error_code(e);
 	rd_kafka_error_destroy(e);
 	return err;
@@ -608,12 +875,15 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 	bk_dead *dead = NULL, **dead_tail = &dead;
 	int outcome = BK_OK; // of the call
 	int failure = 0;     // of the stream
+	int untold = 0;      // it is none that librdkafka found
+	int64_t now = 0;
 	for (i = 0; i < n; i++) {
 		const bk_rec *r = &recs[i];
 		if (__atomic_load_n(&st->err, __ATOMIC_RELAXED))
 			break;
 		if (!inside(r->key_off, r->key_len, len) || !inside(r->header_off, r->header_len, len) ||
-		    !inside(r->value_off, r->value_len, len)) {
+		    !inside(r->value_off, r->value_len, len) || !inside(r->more_off, r->more_len, len) ||
+		    (r->more_len && !good_more(data + r->more_off, r->more_len))) {
 			outcome = BK_BAD_RECORD;
 			break;
 		}
@@ -625,17 +895,45 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 		}
 		if (st->lane == BK_BULK && __atomic_load_n(&s->topics[r->topic].apart, __ATOMIC_RELAXED))
 			break; // later, through another producer
-		err = produce(s, l, rkt, data, r, bk_opaque(id, pos + i));
+		topic *rt = &s->topics[r->topic];
+		int32_t partition = PARTITION_UA;
+		int placed = r->flags & (BK_ROUTED | BK_PARTITION), hopeless = 0;
+		err = 0;
+		if (placed) {
+			err = destination(s, l, st, r, &now, &partition);
+			if (err == BK_LATER)
+				break;
+			hopeless = err == ERR_UNKNOWN_PARTITION;
+			untold = err != 0;
+		}
+		if (!err) {
+			if (!__atomic_load_n(&rt->used, __ATOMIC_RELAXED))
+				__atomic_store_n(&rt->used, 1, __ATOMIC_RELAXED);
+			err = produce(s, l, rkt, data, r, partition, bk_opaque(id, pos + i, r->timestamp > 0));
+		}
 		if (err == 0) {
-			handed_bytes += (uint64_t)r->key_len + r->header_len + r->value_len;
+			handed_bytes += (uint64_t)r->key_len + r->header_len + r->value_len + r->more_len;
 			continue;
 		}
 		if (err == ERR_QUEUE_FULL || err == ERR_FATAL)
 			break; // no fault of the record: later
+		if (placed && !untold && err == ERR_UNKNOWN_PARTITION) {
+			__atomic_store_n(&rt->partitions, 0, __ATOMIC_RELAXED);
+			break; // there are fewer now: later, when a broker has told
+		}
 		bk_dead *d = NULL;
-		if (err == ERR_MSG_SIZE_TOO_LARGE)
-			d = new_dead(id, r->topic, pos + i, err, r->key_len ? data + r->key_off : NULL, r->key_len,
-			             data + r->header_off, r->header_len, data + r->value_off, r->value_len);
+		if (err == ERR_MSG_SIZE_TOO_LARGE || hopeless) {
+			int has_value = !(r->flags & BK_NULL_VALUE);
+			bk_dead about = {
+				.stream = id, .topic = r->topic, .pos = pos + i, .err = err,
+				.has_key = r->key_len || r->flags & BK_EMPTY_KEY, .has_value = has_value,
+				.key_len = r->key_len, .header_len = r->header_len, .value_len = has_value ? r->value_len : 0,
+				.more_len = r->more_len, .partition = r->flags & BK_PARTITION ? r->partition : partition,
+				.timestamp = r->timestamp > 0 ? r->timestamp : 0,
+			};
+			d = new_dead(about, data + r->key_off, data + r->header_off, data + r->value_off, data + r->more_off);
+			untold = 0;
+		}
 		if (!d) {
 			failure = err;
 			break;
@@ -655,7 +953,9 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 		d->next = NULL;
 		bury(s, st, d);
 	}
-	if (failure)
+	if (failure && untold)
+		stop(s, st, failure, pos + i, recs[i].topic);
+	else if (failure)
 		fail(s, st, failure, pos + i, recs[i].topic);
 	if (err == ERR_FATAL)
 		l->fatal = 1;
@@ -696,7 +996,7 @@ static void tend(bk_sink *s, lane *l) {
 bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 	rd_kafka_t *rk[BK_LANES];
 	lock(s);
-	if (s->moved_n || s->dead)
+	if (s->moved_n || s->dead || (s->asks && !s->asking))
 		ms = 0;
 	for (int i = 0; i < BK_LANES; i++) {
 		rk[i] = s->lanes[i].rk;
@@ -745,6 +1045,10 @@ bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 		                         .again = st->err && st->lane != BK_SINGLE && st->single_end > st->ring.base};
 	}
 	p.flags = (s->dead ? BK_HAS_DEAD : 0) | (s->text ? BK_HAS_TEXT : 0) | (s->stats.connected ? BK_CONNECTED : 0);
+	if (s->asks && !s->asking) {
+		s->asking = 1; // until bk_ask is done
+		p.flags |= BK_ASK;
+	}
 	for (int i = 0; i < BK_LANES; i++) {
 		p.flags |= (s->lanes[i].wanted ? BK_WANT << i : 0) | (s->lanes[i].progress ? BK_PROGRESS << i : 0);
 	}
@@ -862,6 +1166,43 @@ void bk_probe(bk_sink *s, int ms) {
 		s->stats.connected = 1;
 	if (--l->users == 0)
 		pthread_cond_broadcast(&s->wake);
+	unlock(s);
+}
+
+void bk_ask(bk_sink *s, int ms) {
+	lock(s);
+	for (uint32_t i = 0; s->asks && !s->closed; i = i + 1 < s->topics_n ? i + 1 : 0) {
+		topic *t = &s->topics[i];
+		if (t->ask != 1)
+			continue;
+		__atomic_store_n(&t->ask, 2, __ATOMIC_RELAXED);
+		s->asks--;
+		lane *l = &s->lanes[t->ask_lane];
+		rd_kafka_topic_t *rkt = l->rk && l->topics[i / 256] ? l->topics[i / 256][i % 256] : NULL;
+		if (!rkt || l->fatal || l->renew) {
+			answered(l, t, 1, 0, 0);
+			continue;
+		}
+		rd_kafka_t *rk = l->rk;
+		l->users++;
+		unlock(s);
+		const struct rd_kafka_metadata *md = NULL;
+		int failed = rd_kafka_metadata(rk, 0, rkt, &md, ms), err = 0;
+		uint32_t n = 0;
+		if (!failed) {
+			failed = md->topic_cnt != 1;
+			if (!failed) {
+				err = md->topics[0].err;
+				n = (uint32_t)md->topics[0].partition_cnt;
+			}
+			rd_kafka_metadata_destroy(md);
+		}
+		lock(s);
+		if (--l->users == 0)
+			pthread_cond_broadcast(&s->wake);
+		answered(l, t, failed, err, n);
+	}
+	s->asking = 0;
 	unlock(s);
 }
 

@@ -20,6 +20,9 @@ typedef struct {
 	int64_t timestamp;
 } bk_rec;
 
+// Flags of record.Rec.
+enum { BK_EMPTY_KEY = 1, BK_NULL_VALUE = 2, BK_ROUTED = 4, BK_PARTITION = 8 };
+
 // The producers of a sink. Almost everything goes through BK_BULK.
 //
 // What a broker refused as part of a batch goes through BK_SINGLE, whose batches
@@ -45,6 +48,7 @@ enum {
 	BK_BUSY,         // outstanding records
 	BK_NO_MEMORY,
 	BK_DEAD_LETTER,  // the dead-letter file could not take the record
+	BK_LATER,        // of shim.c alone: a broker is to be asked first
 };
 
 // What bk_poll found, beside reports.
@@ -54,6 +58,7 @@ enum {
 	BK_CONNECTED = 4,
 	BK_WANT = 8,           // << lane: build a producer: bk_retire, then bk_build
 	BK_PROGRESS = 64,      // << lane: acknowledged since its producer was built
+	BK_ASK = 512,          // told once: call bk_ask
 };
 
 typedef struct bk_sink bk_sink;
@@ -86,8 +91,11 @@ typedef struct bk_dead {
 	uint64_t pos;
 	int32_t err;
 	uint32_t has_key;
-	size_t key_len, header_len, value_len;
-	uint8_t data[]; // key, header, value
+	uint32_t has_value;
+	int32_t partition; // -1 if it has none yet
+	int64_t timestamp; // of the record itself, else 0
+	size_t key_len, header_len, value_len, more_len;
+	uint8_t data[]; // key, header, value, further headers
 } bk_dead;
 
 // A line of librdkafka's log (fac set) or an error event (fac empty).
@@ -134,6 +142,9 @@ bk_text *bk_take_text(bk_sink *s);
 void bk_free_text(bk_text *t);
 // bk_probe asks a broker for metadata, to learn whether one is reachable.
 void bk_probe(bk_sink *s, int ms);
+// bk_ask asks for the numbers of partitions that bk_hand wants to know, each for
+// at most ms. One call at a time, after BK_ASK.
+void bk_ask(bk_sink *s, int ms);
 void bk_get_stats(bk_sink *s, bk_stats *out);
 // bk_stop makes bk_hand refuse from now on.
 void bk_stop(bk_sink *s);
@@ -152,10 +163,12 @@ int bk_ring_init(bk_ring *r, uint32_t window);
 void bk_ring_reset(bk_ring *r, uint64_t pos);
 void bk_ring_set(bk_ring *r, uint64_t pos);
 void bk_ring_free(bk_ring *r);
-// bk_opaque packs a stream and a position into what librdkafka carries along,
-// and bk_position finds the position again, given the stream's window.
-void *bk_opaque(uint32_t stream, uint64_t pos);
+// bk_opaque packs a stream, a position and whether the record has a timestamp of
+// its own into what librdkafka carries along; bk_position finds the position
+// again, given the stream's window.
+void *bk_opaque(uint32_t stream, uint64_t pos, int stamped);
 uint32_t bk_opaque_stream(void *opaque);
+int bk_opaque_stamped(void *opaque);
 uint64_t bk_position(const bk_ring *r, void *opaque);
 
 enum { BK_MAX_STREAMS = 1 << 20, BK_MAX_TOPICS = 1 << 16 };

@@ -18,6 +18,15 @@
 // An outage of Kafka is no failure, however long it lasts: records stay
 // outstanding and go out when it is over.
 //
+// A record that was a Kafka record before keeps what it brought: key and value,
+// empty or null, timestamp, headers (before bmpha's own). Where it must go to a
+// certain partition, by its router or as it says, a broker is asked first how many
+// there are; until one has told, Hand takes nothing of it. More partitions are
+// noticed as librdkafka does, by topic.metadata.refresh.interval.ms, or at once by
+// a record for one of them. A partition that the brokers deny for two seconds does
+// not exist, and its records are set aside. So are those with a timestamp that
+// Kafka does not accept.
+//
 // There are three sinks: NewKafka is the one to use, over librdkafka with the
 // window kept in C; NewReference does the same over confluent-kafka-go's Go
 // interface, for comparison and as a fallback; NewFile writes lines to look at.

@@ -29,9 +29,13 @@ func (w window) ack(pos uint64)   { C.bk_ring_set(w.ring, C.uint64_t(pos)) }
 func (w window) reset(pos uint64) { C.bk_ring_reset(w.ring, C.uint64_t(pos)) }
 
 // carried returns what a record's report brings back of its stream and position.
-func (w window) carried(stream uint32, pos uint64) (uint32, uint64) {
-	opaque := C.bk_opaque(C.uint32_t(stream), C.uint64_t(pos))
-	return uint32(C.bk_opaque_stream(opaque)), uint64(C.bk_position(w.ring, opaque))
+func (w window) carried(stream uint32, pos uint64, stamped bool) (uint32, uint64, bool) {
+	var bit C.int
+	if stamped {
+		bit = 1
+	}
+	opaque := C.bk_opaque(C.uint32_t(stream), C.uint64_t(pos), bit)
+	return uint32(C.bk_opaque_stream(opaque)), uint64(C.bk_position(w.ring, opaque)), C.bk_opaque_stamped(opaque) != 0
 }
 
 func (w window) free() {

@@ -40,8 +40,9 @@ func TestWindowAgainstModel(t *testing.T) {
 					}
 				} else {
 					for p := range outstanding { // any
-						s, pos := w.carried(stream, p)
-						if s != stream || pos != p {
+						stamped := rng.IntN(2) == 0
+						s, pos, own := w.carried(stream, p, stamped)
+						if s != stream || pos != p || own != stamped {
 							t.Fatalf("seed %d: stream %d position %d came back as %d and %d", seed, stream, p, s, pos)
 						}
 						w.ack(pos)
