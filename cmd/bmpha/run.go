@@ -22,10 +22,14 @@ import (
 	"github.com/bmpha/bmpha/pkg/config"
 	"github.com/bmpha/bmpha/pkg/control"
 	"github.com/bmpha/bmpha/pkg/election"
+	"github.com/bmpha/bmpha/pkg/intake"
 	"github.com/bmpha/bmpha/pkg/pmacct"
+	"github.com/bmpha/bmpha/pkg/relay"
 	"github.com/bmpha/bmpha/pkg/signal"
 	"github.com/bmpha/bmpha/pkg/sink"
+	"github.com/bmpha/bmpha/pkg/spool"
 	"github.com/bmpha/bmpha/pkg/systemd"
+	"github.com/bmpha/bmpha/pkg/tail"
 )
 
 func runCommand() *cli.Command {
@@ -179,7 +183,7 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 	if keepalive == 0 {
 		keepalive = -1
 	}
-	return &collector.Options{
+	o := &collector.Options{
 		Version: version(), Process: cfg.Process, Cluster: cfg.Cluster.Name, ID: cfg.Cluster.ID,
 		Listen: cfg.Listen.Address, Allow: cfg.Listen.Allow, MaxSessions: cfg.Listen.MaxSessions,
 		MaxMessage: int(cfg.Listen.MaxMessage), KeepAlive: keepalive, ReadTimeout: cfg.Listen.ReadTimeout,
@@ -199,7 +203,34 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 		},
 		Sink: out, SinkKind: cfg.Sink, SinkTarget: target, DeadLetter: cfg.Kafka.DeadLetter,
 		Log: log,
-	}, nil
+	}
+	beside(o, cfg, log)
+	return o, nil
+}
+
+// beside fills in what concerns a pmacct that the collector stands beside.
+func beside(o *collector.Options, cfg *config.Config, log *slog.Logger) {
+	o.NoDecode, o.Proxy = !cfg.Decodes(), cfg.Listen.Proxy
+	o.Header = cfg.Output.Header && cfg.Sink == config.SinkKafka
+	o.Route = func(addr netip.Addr) string { return config.Expand("$bmp_router", addr, 0) }
+	o.RelayPatience, o.IntakePatience = cfg.Relay.Patience, cfg.Intake.Patience
+	if r := &cfg.Relay; len(r.To) > 0 {
+		o.Relay = &relay.Options{
+			Targets: r.To, Proxy: r.Proxy, Buffer: r.Buffer, Parallel: r.Parallel,
+			Resync: r.Resync == config.ResyncReset, Log: log,
+		}
+	}
+	if in := &cfg.Intake; len(in.Listen) > 0 {
+		o.Intake = &intake.Options{
+			Listen: in.Listen, Allow: in.Allow, Advertise: in.Advertise, Partitions: int32(in.Partitions),
+		}
+	}
+	if in := &cfg.Intake; len(in.Files) > 0 {
+		o.Files = &tail.Options{Patterns: in.Files, Positions: in.Positions}
+	}
+	if s := &cfg.Spool; s.Dir != "" {
+		o.Spool = &spool.Options{Dir: s.Dir, MaxBytes: s.MaxBytes, Log: log}
+	}
 }
 
 // writerID fills in the variables that pmacct knows. Only records for Kafka have

@@ -29,6 +29,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +37,12 @@ import (
 	"github.com/bmpha/bmpha/pkg/cluster"
 	"github.com/bmpha/bmpha/pkg/election"
 	"github.com/bmpha/bmpha/pkg/hold"
+	"github.com/bmpha/bmpha/pkg/intake"
 	"github.com/bmpha/bmpha/pkg/pmacct"
+	"github.com/bmpha/bmpha/pkg/relay"
 	"github.com/bmpha/bmpha/pkg/sink"
+	"github.com/bmpha/bmpha/pkg/spool"
+	"github.com/bmpha/bmpha/pkg/tail"
 )
 
 // Options are what a Collector is made of. All fields without a comment that
@@ -65,10 +70,25 @@ type Options struct {
 	Heartbeat time.Duration
 	Expiry    time.Duration
 
-	Encoder *pmacct.Encoder
+	Encoder  *pmacct.Encoder
+	NoDecode bool // BMP is passed on only, records are pmacct's
+	Header   bool // give opaque records bmpha's header, too
 	// Topic and Key give the topic and key of the records of a session.
 	Topic func(netip.Addr, uint16) string
 	Key   func(netip.Addr, uint16) []byte
+	// Route gives the name by which the partition of a router's opaque records is
+	// chosen, as if it were their key.
+	Route func(netip.Addr) string
+
+	Proxy         bool           // sessions begin with a PROXY header
+	Relay         *relay.Options // nil: sessions are not passed on
+	RelayPatience time.Duration  // without the first target
+
+	Intake         *intake.Options // of producers; nil: none. Handler and Log are filled in
+	Files          *tail.Options   // of files; nil: none. Handler and Log are filled in
+	IntakePatience time.Duration   // without a producer
+
+	Spool *spool.Options // nil: none
 
 	Sink       sink.Sink
 	SinkKind   string // "kafka", "file", "stdout": for status
@@ -95,6 +115,16 @@ type Collector struct {
 	routers routers
 	fwd     forwarder
 	co      coordinator
+	relay   *relay.Relay // nil: sessions are not passed on
+	paused  atomic.Bool  // the relay is
+	spool   *spool.Spool // nil: there is none
+	supply  supply
+	topics  struct { // handles of topics that producers name
+		mu      sync.RWMutex
+		handles map[string]uint32
+	}
+	ending      context.Context // ends when sessions are to
+	endSessions context.CancelFunc
 
 	listeners []net.Listener
 	sessions  sync.WaitGroup
@@ -108,7 +138,8 @@ type Collector struct {
 // counts are what has no better place.
 type counts struct {
 	accepted, notAllowed, tooMany, notBMP, displaced, outOfRouters atomic.Uint64
-	closedRouter, closedBadInput, closedStalled                    atomic.Uint64
+	closedRouter, closedBadInput, closedStalled, closedRestarted   atomic.Uint64
+	opaque                                                         atomic.Uint64    // sessions that were not BMP any more
 	dropped                                                        atomic.Uint64    // by routers since forgotten
 	replayed                                                       atomic.Uint64    // likewise
 	droppedAt                                                      atomic.Int64     // when a message was last dropped
@@ -125,9 +156,15 @@ func New(ctx context.Context, o Options) (*Collector, error) {
 		o: o, instance: rand.Uint64(), started: time.Now(), clock: newClock(), log: o.Log,
 		budget: hold.NewBudget(o.Memory),
 	}
+	c.ending, c.endSessions = context.WithCancel(context.Background())
+	c.topics.handles = make(map[string]uint32)
 	c.routers.init()
 	c.fwd.init(c)
 	c.co.init(c)
+	c.supply.init(c)
+	if err := c.besides(ctx); err != nil {
+		return nil, errors.Join(err, c.closeBesides())
+	}
 	lc := net.ListenConfig{KeepAlive: -1} // off
 	if o.KeepAlive > 0 {
 		lc.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: o.KeepAlive, Interval: o.KeepAlive / 3, Count: 3}
@@ -136,7 +173,7 @@ func New(ctx context.Context, o Options) (*Collector, error) {
 		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
 			c.closeListeners()
-			return nil, fmt.Errorf("listen for routers: %w", err)
+			return nil, errors.Join(fmt.Errorf("listen for routers: %w", err), c.closeBesides())
 		}
 		c.listeners = append(c.listeners, l)
 	}
@@ -174,23 +211,26 @@ func (c *Collector) Run(ctx context.Context) error {
 	for _, l := range c.listeners {
 		wg.Go(func() { c.accept(l) })
 	}
+	reading, stopReading := context.WithCancel(work)
+	defer stopReading()
+	c.runBesides(work, reading, &wg)
 	c.log.Info("collector started", "process", c.o.Process, "cluster", c.o.Cluster, "cluster_id", c.o.ID,
 		"listen", c.Addresses(), "instance", fmt.Sprintf("%016x", c.instance))
 
 	<-ctx.Done()
-	err := c.stop()
+	err := c.stop(stopReading)
 
 	c.fwd.close()
 	stopWork()
 	wg.Wait()
 	c.sessions.Wait()
-	return errors.Join(err, c.o.Sink.Close(sinkPatience), c.co.client.Close())
+	return errors.Join(err, c.o.Sink.Close(sinkPatience), c.closeBesides(), c.co.client.Close())
 }
 
 // stop ends the service in the order that loses nothing: what no one else has is
 // sent, then the rest is handed over. Without a member to hand over to, everything
 // is sent.
-func (c *Collector) stop() error {
+func (c *Collector) stop(stopReading func()) error {
 	c.closeListeners()
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.StopTimeout)
 	defer cancel()
@@ -199,6 +239,9 @@ func (c *Collector) stop() error {
 		c.log.Info("handing over", "to", heir, "routers_only_heard_here", len(orphans))
 	} else {
 		c.log.Info("flushing: no other member to hand over to")
+	}
+	if heir == "" || slices.ContainsFunc(orphans, func(r *router) bool { return r.pmacct }) {
+		c.stopIntake(stopReading) // else there would be no end
 	}
 	for _, r := range orphans {
 		r.mu.Lock()
@@ -218,12 +261,13 @@ func (c *Collector) stop() error {
 	left := 0
 	for _, r := range orphans {
 		r.mu.Lock()
-		n, _, _ := r.stream.Held()
+		n, _, _ := r.stream.Held() // what is on disk stays there
 		r.mu.Unlock()
 		left += n
 	}
 	c.co.leave()
 	c.await(ctx, c.routers.all(), (*router).atRest)
+	c.stopIntake(stopReading)
 	c.closeSessions()
 	c.co.resign()
 	if left > 0 {
@@ -256,6 +300,7 @@ func (r *router) wakeAll() {
 // logs, which is at once.
 func (c *Collector) closeSessions() {
 	c.closing.Store(true)
+	c.endSessions()
 	c.conns.Range(func(s, _ any) bool {
 		s.(*session).conn.Close()
 		return true
@@ -281,14 +326,21 @@ func newClock() clock {
 	return c
 }
 
-func (c *clock) now() int64 { return time.Since(c.start).Microseconds() + 1_000_000 }
+// before is the time of the start of the process, so that what an earlier one
+// left in the spool has times, too.
+const before = int64(30 * 24 * time.Hour / time.Microsecond)
+
+func (c *clock) now() int64 { return time.Since(c.start).Microseconds() + before }
+
+// first returns the time of the start.
+func (c *clock) first() int64 { return before }
 
 // syncWall follows steps of the system's clock.
 func (c *clock) syncWall() { c.wall.Store(time.Now().UnixMicro() - c.now()) }
 
-// fromRedis turns a time on Redis' clock into ours. Times before the process
-// started become 0.
-func (c *clock) fromRedis(t int64) int64 { return max(0, t-c.redis.Load()) }
+// fromRedis turns a time on Redis' clock into ours. Times long before the process
+// started become 1.
+func (c *clock) fromRedis(t int64) int64 { return max(1, t-c.redis.Load()) }
 
 func (c *clock) toRedis(t int64) int64 { return t + c.redis.Load() }
 

@@ -294,17 +294,17 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 	s := &cluster.Self{
 		Instance: co.c.instance, Version: co.c.o.Version, Host: co.host, PID: os.Getpid(),
 		Role: role.String(), Mode: co.e.Mode().String(), Reason: reason, Since: clk.toTime(since).UnixMicro(),
-		Token: co.e.Token(), Routers: make(map[string]election.RouterState),
+		Token: co.e.Token(), Unfit: co.e.Unfit(), Routers: make(map[string]election.RouterState),
 	}
 	any := false
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		state := election.RouterState{
-			Hears: r.session != nil && !r.flushing,
+			Hears: r.hears() && !r.flushing,
 			Sends: r.stream.Wanted() || r.stream.State() != gate.Holding,
 			Mark:  -1,
 		}
-		if mark, ok := r.mark(clk.now()); ok {
+		if mark, ok := r.mark(co.c, clk.now()); ok {
 			state.Mark = clk.toRedis(mark)
 			any = true
 		}
@@ -318,6 +318,12 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 func (co *coordinator) apply(now int64) {
 	c := co.c
 	co.follow(now)
+	if why := c.unfit(now); why != co.e.Unfit() {
+		co.e.SetUnfit(now, why)
+		co.announce = true
+		co.ask(now)
+		c.log.Warn("fitness", "unfit", why)
+	}
 	c.fwd.lease.Store(co.e.Lease())
 	margin, window := micros(c.o.Margin), micros(c.o.Window)
 	changed := false
@@ -325,7 +331,7 @@ func (co *coordinator) apply(now int64) {
 	for _, r := range c.routers.all() {
 		r.mu.Lock()
 		sends := r.stream.Wanted()
-		d := co.e.Duty(now, r.key, r.session != nil, sends)
+		d := co.e.Duty(now, r.key, r.hears(), sends)
 		if r.flushing && !co.left {
 			d.Send = true // nobody else can
 		}
@@ -356,6 +362,7 @@ func (co *coordinator) apply(now int64) {
 				c.fwd.discard(r)
 			}
 			r.stream.Trim(now, lowWater, margin, window)
+			c.fetch(r)
 		}
 		if d.Send != sends || r.waits > 0 {
 			r.cond.Broadcast()
@@ -386,9 +393,9 @@ func (co *coordinator) whatOthersMustKnow() string {
 	b := fmt.Appendln(nil, role, co.e.Mode())
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
-		hears, sends := r.session != nil, r.stream.Wanted() || r.stream.State() != gate.Holding
+		hears, sends := r.hears(), r.stream.Wanted() || r.stream.State() != gate.Holding
 		r.mu.Unlock()
-		b = fmt.Appendf(b, "%s %t %t\n", r.identity, hears, sends)
+		b = fmt.Appendf(b, "%s %t %t\n", r.key, hears, sends)
 	}
 	return string(b)
 }
@@ -501,7 +508,7 @@ func (co *coordinator) heir() (name string, orphans []*router) {
 		}
 		for _, r := range co.c.routers.all() {
 			r.mu.Lock()
-			if !heard[r.key] && !heard[anyRouter] && (r.session != nil || !r.empty()) {
+			if !heard[r.key] && !heard[anyRouter] && (r.session != nil || r.heard || !r.empty()) {
 				orphans = append(orphans, r)
 			}
 			r.mu.Unlock()

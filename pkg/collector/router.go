@@ -26,8 +26,10 @@ const forgetAfter = int64(10 * time.Minute / time.Microsecond)
 // A router is one BMP speaker, with its log and gate.
 type router struct {
 	id       uint32
+	index    string // in the table: identity, or pmacct/identity
 	identity string
-	addr     netip.Addr
+	addr     netip.Addr // invalid if not known
+	pmacct   bool       // pmacct makes its records; a session of ours is passed on only
 	log      *slog.Logger
 	noise    *rate.Limiter // for log lines that the network causes
 
@@ -43,6 +45,12 @@ type router struct {
 	displaced int      // sessions lately pushed out by newer ones
 	forgotten bool     // no longer in the table
 	facts     facts
+
+	heard   bool   // pmacct hears it
+	told    bool   // what the election was last told of heard
+	feed    uint32 // id of the run of records that began when it was heard
+	restart bool   // its last session ended so that it starts over for a relay target
+	spool   overflow
 
 	caughtUp int64 // when all that had come over the session was last in the log
 	behind   bool  // more may have come since, and waits in the socket
@@ -67,6 +75,8 @@ type router struct {
 type facts struct {
 	sysName, sysDescr string
 	sessions          uint64
+	runs              uint64 // of records that pmacct made
+	opaque            bool   // the session is not BMP
 	messages, bytes   uint64
 	lastHeard         int64
 	closedAt          int64
@@ -87,19 +97,28 @@ func newPeer(p *bmp.PerPeer) peer {
 	return peer{p.Distinguisher, p.RawAddress, p.BGPID, p.Type, p.RIB()}
 }
 
+// hears reports whether what the router says comes in here.
+func (r *router) hears() bool {
+	if r.pmacct {
+		return r.heard
+	}
+	return r.session != nil
+}
+
 // atRest reports whether nothing of the router is under way to the sink.
 func (r *router) atRest() bool { return r.stream.State() == gate.Holding && !r.stream.Wanted() }
 
 // empty reports whether all that the router said is acknowledged.
 func (r *router) empty() bool {
 	n, _, _ := r.stream.Held()
-	return n == 0 && r.stream.Outstanding() == 0
+	return n == 0 && r.stream.Outstanding() == 0 && r.spool.len() == 0
 }
 
 // mark returns the router's low-water mark: everything that had come before is in
 // Kafka. What still waits in the socket has come, but is not in the log.
-func (r *router) mark(now int64) (int64, bool) {
+func (r *router) mark(c *Collector, now int64) (int64, bool) {
 	m, ok := r.stream.Mark(now)
+	m = c.spooledMark(r, m)
 	if r.behind && r.stream.Wanted() {
 		m = min(m, r.caughtUp)
 	}
@@ -155,16 +174,18 @@ func printable(b []byte) string {
 
 // routers is the table of all routers that were heard.
 type routers struct {
-	mu         sync.RWMutex
-	byIdentity map[string]*router
-	byID       map[uint32]*router
-	list       []*router // in the order of identities; replaced, never changed
-	nextID     uint32
-	freeIDs    []uint32 // of routers forgotten: the sink keeps something for each id
+	mu      sync.RWMutex
+	byIndex map[string]*router
+	byAddr  map[netip.Addr]*router // those whose records pmacct makes
+	byID    map[uint32]*router
+	list    []*router // in the order of identities; replaced, never changed
+	nextID  uint32
+	freeIDs []uint32 // of routers forgotten: the sink keeps something for each id
 }
 
 func (t *routers) init() {
-	t.byIdentity = make(map[string]*router)
+	t.byIndex = make(map[string]*router)
+	t.byAddr = make(map[netip.Addr]*router)
 	t.byID = make(map[uint32]*router)
 }
 
@@ -207,7 +228,7 @@ func (c *Collector) identify(addr netip.Addr, sysName string) (identity, key str
 	}
 	key = identity + "/" + sysName
 	c.routers.mu.RLock()
-	first := c.routers.byIdentity[identity]
+	first := c.routers.byIndex[index(identity, c.o.NoDecode)]
 	c.routers.mu.RUnlock()
 	if first == nil {
 		return identity, key
@@ -225,13 +246,23 @@ func (c *Collector) identify(addr netip.Addr, sysName string) (identity, key str
 // maxName bounds the part of a sysName, in bytes, that identifies a router.
 const maxName = 64
 
+// index names a router in the table, and in the spool.
+func index(identity string, pmacct bool) string {
+	if pmacct {
+		return pmacctPrefix + identity
+	}
+	return identity
+}
+
 // router returns the router of an identity, making it when it is new. It returns
-// nil when there are too many.
-func (c *Collector) router(identity string, addr netip.Addr) *router {
+// nil when there are too many. The same router is two, if pmacct makes records of
+// it and so do we.
+func (c *Collector) router(identity string, addr netip.Addr, pmacct bool) *router {
 	t := &c.routers
+	index := index(identity, pmacct)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r := t.byIdentity[identity]; r != nil {
+	if r := t.byIndex[index]; r != nil {
 		return r
 	}
 	if len(t.byID) >= 4*c.o.MaxSessions && !c.evict() {
@@ -245,13 +276,16 @@ func (c *Collector) router(identity string, addr netip.Addr) *router {
 		id = t.nextID
 	}
 	r := &router{
-		id: id, identity: identity, addr: addr,
+		id: id, index: index, identity: identity, addr: addr, pmacct: pmacct,
 		log:   c.log.With("router", identity),
 		noise: rate.NewLimiter(rate.Every(10*time.Second), 5),
 		facts: facts{peers: make(map[peer]struct{})},
 		held:  hold.NewLog(c.budget),
 	}
-	r.key = identity
+	r.key = index
+	if c.spool != nil {
+		r.spool.peerUps = make(map[peer][]byte)
+	}
 	r.cond = sync.NewCond(&r.mu)
 	r.stream = gate.New(gate.Config{
 		ID: r.id, Instance: c.instance,
@@ -259,7 +293,7 @@ func (c *Collector) router(identity string, addr netip.Addr) *router {
 		OnError: func(session uint32, err error) { c.undecodable(r, session, err) },
 	}, r.held)
 	r.stream.SetCovered(false) // until the election has spoken
-	t.byIdentity[identity], t.byID[r.id] = r, r
+	t.byIndex[index], t.byID[r.id] = r, r
 	t.relist()
 	return r
 }
@@ -297,7 +331,7 @@ func (c *Collector) evict() bool {
 // idleSince returns since when the router has no session and nothing in its log,
 // 0 if it has.
 func (r *router) idleSince() int64 {
-	if r.session != nil || !r.empty() || r.facts.sessions == 0 || r.newest > r.last {
+	if r.session != nil || r.heard || !r.empty() || r.facts.sessions+r.facts.runs == 0 || r.newest > r.last {
 		return 0
 	}
 	return max(r.facts.closedAt, r.facts.lastHeard)
@@ -311,7 +345,10 @@ func (c *Collector) drop(r *router) bool {
 		return false
 	}
 	t := &c.routers
-	delete(t.byIdentity, r.identity)
+	delete(t.byIndex, r.index)
+	if t.byAddr[r.addr] == r {
+		delete(t.byAddr, r.addr)
+	}
 	delete(t.byID, r.id)
 	t.freeIDs = append(t.freeIDs, r.id)
 	t.relist()
@@ -348,6 +385,12 @@ func openedBody(addr netip.AddrPort) [openedLen]byte {
 
 // codec begins a session from the body of its Opened entry.
 func (c *Collector) codec(r *router, body []byte) gate.Codec {
+	if r.pmacct {
+		return c.opaqueCodec(r)
+	}
+	if len(body) != openedLen { // of the spool of another version
+		body = make([]byte, openedLen)
+	}
 	addr := netip.AddrFrom16([16]byte(body)).Unmap()
 	port := binary.BigEndian.Uint16(body[16:])
 	topic, err := c.o.Sink.Topic(c.o.Topic(addr, port))

@@ -1,16 +1,22 @@
 package collector
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
+
+	"github.com/pires/go-proxyproto"
 
 	"github.com/bmpha/bmpha/pkg/bmp"
 	"github.com/bmpha/bmpha/pkg/hold"
+	"github.com/bmpha/bmpha/pkg/relay"
 )
 
 const (
@@ -31,12 +37,22 @@ const (
 type session struct {
 	id       uint32
 	conn     net.Conn
-	addr     netip.AddrPort
+	addr     netip.AddrPort // of the router, as a load balancer in front may say
+	local    netip.AddrPort // where the router connected
 	accepted int64
-	aborted  bool   // guarded by the router's lock
-	buf      []byte // what was read and not yet appended
-	emptied  bool   // the last read left nothing in the socket
+	aborted  bool          // guarded by the router's lock
+	buf      []byte        // what was read and not yet appended
+	emptied  bool          // the last read left nothing in the socket
+	relay    *relay.Stream // nil when sessions are not passed on
+	restart  atomic.Bool   // closed so that it starts over for a relay target
+	opaque   bool          // not BMP any more: passed on, not decoded
+	redump   int64         // until when, at most, what comes was said before; 0: it was not
+	lastTake int64         // during that, when something came last
 }
+
+// ended reports whether the session must end, see append. The caller holds the
+// router's lock.
+func (s *session) ended() bool { return s.aborted }
 
 func (c *Collector) accept(l net.Listener) {
 	for {
@@ -50,34 +66,74 @@ func (c *Collector) accept(l net.Listener) {
 			continue
 		}
 		c.counts.accepted.Add(1)
-		addr := conn.RemoteAddr().(*net.TCPAddr).AddrPort()
-		addr = netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
-		switch {
-		case !c.allowed(addr.Addr()):
-			c.counts.notAllowed.Add(1)
-			c.co.warn("router refused: not in listen.allow", "address", addr.Addr())
-			conn.Close()
-		case c.open.Load() >= int64(c.o.MaxSessions):
+		if c.open.Load() >= int64(c.o.MaxSessions) {
 			c.counts.tooMany.Add(1)
-			c.co.warn("router refused: too many sessions", "address", addr.Addr(), "limit", c.o.MaxSessions)
+			c.co.warn("router refused: too many sessions", "address", conn.RemoteAddr(), "limit", c.o.MaxSessions)
 			conn.Close()
-		default:
-			c.open.Add(1)
-			s := &session{
-				id: c.nextID.Add(1), conn: conn, addr: addr, accepted: c.clock.now(),
-				buf: make([]byte, 0, minRead),
+			continue
+		}
+		c.open.Add(1)
+		s := &session{id: c.nextID.Add(1), conn: conn, accepted: c.clock.now()}
+		c.conns.Store(s, nil)
+		c.sessions.Go(func() {
+			defer c.open.Add(-1)
+			defer c.conns.Delete(s)
+			defer conn.Close()
+			if !c.closing.Load() && c.greet(s) { // else closeSessions may have missed it
+				c.serve(s)
 			}
-			c.conns.Store(s, nil)
-			c.sessions.Go(func() {
-				defer c.open.Add(-1)
-				defer c.conns.Delete(s)
-				defer conn.Close()
-				if !c.closing.Load() { // else closeSessions may have missed it
-					c.serve(s)
-				}
-			})
+		})
+	}
+}
+
+// greet finds out whose session it is and reports whether that router may
+// connect.
+func (c *Collector) greet(s *session) bool {
+	s.addr, s.local = addrPort(s.conn.RemoteAddr()), addrPort(s.conn.LocalAddr())
+	s.buf = make([]byte, 0, minRead)
+	if c.o.Proxy {
+		if err := s.readProxyHeader(); err != nil {
+			c.counts.notBMP.Add(1)
+			c.co.warn("session refused: expected a PROXY header (listen.proxy)", "address", s.addr.Addr(), "error", err)
+			return false
 		}
 	}
+	if !c.allowed(s.addr.Addr()) {
+		c.counts.notAllowed.Add(1)
+		c.co.warn("router refused: not in listen.allow", "address", s.addr.Addr())
+		return false
+	}
+	return true
+}
+
+// addrPort turns the address of a TCP socket into what routers are known by.
+func addrPort(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	p := t.AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap().WithZone(""), p.Port())
+}
+
+// readProxyHeader reads what a load balancer says of the connection. A health
+// check of its own (LOCAL, UNKNOWN) leaves the socket's addresses.
+func (s *session) readProxyHeader() error {
+	const longest = 16 + 1<<16 // version 2 with its TLVs
+	if err := s.conn.SetReadDeadline(time.Now().Add(firstWait)); err != nil {
+		return err
+	}
+	r := bufio.NewReaderSize(s.conn, longest)
+	h, err := proxyproto.Read(r)
+	if err != nil {
+		return err
+	}
+	if from, to, ok := h.TCPAddrs(); ok && !h.Command.IsLocal() {
+		s.addr, s.local = addrPort(from), addrPort(to)
+	}
+	rest, err := r.Peek(r.Buffered()) // of the session itself
+	s.buf = append(s.buf, rest...)
+	return err
 }
 
 func (c *Collector) allowed(addr netip.Addr) bool {
@@ -91,15 +147,32 @@ func (c *Collector) allowed(addr netip.Addr) bool {
 
 // serve follows a session from its first byte to its end.
 func (c *Collector) serve(s *session) {
+	if c.relay != nil {
+		s.relay = c.relay.Open(uint64(s.id), s.addr, s.local, func() {
+			s.restart.Store(true)
+			s.conn.Close()
+		})
+		defer s.relay.Close()
+		defer context.AfterFunc(c.ending, s.relay.Abort)()
+		if len(s.buf) > 0 && !s.relay.Write(s.buf) {
+			return
+		}
+	}
 	sysName, err := s.introduce(c.o.MaxMessage)
+	if err != nil && s.opaqueFrom(err) {
+		c.co.warn("session is not BMP: passed on, not decoded", "address", s.addr.Addr(), "error", err)
+		err = nil
+	}
 	if err != nil {
 		c.counts.notBMP.Add(1)
 		c.co.warn("session ended before its first message", "address", s.addr.Addr(), "error", err)
 		return
 	}
-	if _, err := c.o.Sink.Topic(c.o.Topic(s.addr.Addr(), s.addr.Port())); err != nil {
-		c.log.Error("session refused: topic", "address", s.addr.Addr(), "error", err)
-		return
+	if !c.o.NoDecode {
+		if _, err := c.o.Sink.Topic(c.o.Topic(s.addr.Addr(), s.addr.Port())); err != nil {
+			c.log.Error("session refused: topic", "address", s.addr.Addr(), "error", err)
+			return
+		}
 	}
 	r := c.claim(s, sysName)
 	if r == nil {
@@ -116,6 +189,16 @@ func (c *Collector) serve(s *session) {
 		r.log.Info("session closed", "session", s.id, "reason", err)
 	}
 	c.co.kick()
+}
+
+// opaqueFrom makes the session opaque if err says that its bytes are not BMP and
+// there is someone who may understand them.
+func (s *session) opaqueFrom(err error) bool {
+	var frame *bmp.FrameError
+	if s.relay != nil && errors.As(err, &frame) {
+		s.opaque = true
+	}
+	return s.opaque
 }
 
 // introduce reads the first message and returns the router's sysName if it says
@@ -157,6 +240,9 @@ func (s *session) fill(maxMessage int) error {
 	s.buf = s.buf[:len(s.buf)+n]
 	s.emptied = n < room
 	if n > 0 {
+		if s.relay != nil && !s.relay.Write(s.buf[len(s.buf)-n:]) {
+			return net.ErrClosed
+		}
 		return nil
 	}
 	return err
@@ -167,7 +253,7 @@ func (s *session) fill(maxMessage int) error {
 func (c *Collector) claim(s *session, sysName string) *router {
 	for {
 		identity, key := c.identify(s.addr.Addr(), sysName)
-		r := c.router(identity, s.addr.Addr())
+		r := c.router(identity, s.addr.Addr(), c.o.NoDecode)
 		if r == nil {
 			c.counts.outOfRouters.Add(1)
 			c.co.warn("session refused: too many routers", "address", s.addr.Addr())
@@ -199,12 +285,22 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 	if r.forgotten {
 		return false, true
 	}
-	r.session, r.key = s, key
-	r.caughtUp, r.behind = s.accepted, false
+	r.session = s
 	r.facts.sessions++
 	r.facts.peers = make(map[peer]struct{})
+	r.facts.opaque = s.opaque
+	if r.restart {
+		r.restart, s.redump = false, c.clock.now()+redumpMost
+	}
+	if r.pmacct {
+		r.cond.Broadcast()
+		return true, false
+	}
+	r.key = key
+	r.caughtUp, r.behind = s.accepted, false
+	r.spool.opened()
 	body := openedBody(s.addr)
-	if !c.append(r, s, hold.Opened, s.accepted, body[:]) {
+	if !c.append(r, s, s.id, hold.Opened, s.accepted, body[:]) {
 		r.session = nil
 		r.cond.Broadcast()
 		return false, false
@@ -253,8 +349,11 @@ func (c *Collector) displace(r *router, s *session) bool {
 func (c *Collector) end(r *router, s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c.append(r, s, hold.Closed, c.clock.now(), nil)
+	if !r.pmacct {
+		c.append(r, s, s.id, hold.Closed, c.clock.now(), nil)
+	}
 	r.session, r.last = nil, s.id
+	r.restart = s.restart.Load()
 	r.facts.closedAt = c.clock.now()
 	r.facts.peers = make(map[peer]struct{})
 	if c.clock.now()-s.accepted > micros(displaceMost) {
@@ -264,13 +363,19 @@ func (c *Collector) end(r *router, s *session) {
 	c.fwd.wake(r)
 }
 
+// A source is where entries come from: a session or a producer's request.
+type source interface {
+	// ended reports whether it is over, so that nothing is to wait for it.
+	ended() bool
+}
+
 // append puts an entry into the router's log and waits for room if it must; the
 // end of a session always has room. The caller holds the router's lock. It
-// reports false when the session was ended meanwhile.
-func (c *Collector) append(r *router, s *session, kind hold.Kind, at int64, body []byte) bool {
+// reports false when the source was ended meanwhile.
+func (c *Collector) append(r *router, s source, id uint32, kind hold.Kind, at int64, body []byte) bool {
 	waited := false
-	for !r.stream.Append(kind, s.id, at, body) {
-		if s.aborted || c.closing.Load() {
+	for !c.put(r, kind, id, at, body) {
+		if s.ended() || c.closing.Load() {
 			return false
 		}
 		if !waited {
@@ -290,8 +395,19 @@ func (c *Collector) append(r *router, s *session, kind hold.Kind, at int64, body
 // read moves messages from the connection into the log until the session ends.
 func (c *Collector) read(r *router, s *session) error {
 	for {
+		if s.opaque {
+			s.buf = s.buf[:0]
+		}
 		rest, err := c.take(r, s)
 		s.buf = s.buf[:copy(s.buf, rest)]
+		if err != nil && s.opaqueFrom(err) {
+			c.counts.opaque.Add(1)
+			r.log.Warn("session is not BMP any more: passed on, not decoded", "session", s.id, "error", err)
+			r.mu.Lock()
+			r.facts.opaque = true
+			r.mu.Unlock()
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -311,6 +427,8 @@ func (c *Collector) read(r *router, s *session) error {
 				return errClosed
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				return errStalled
+			case errors.Is(err, net.ErrClosed) && s.restart.Load():
+				return errRestarted
 			case errors.Is(err, net.ErrClosed):
 				return errAborted
 			}
@@ -321,10 +439,11 @@ func (c *Collector) read(r *router, s *session) error {
 
 // Why a session ended.
 var (
-	errAborted  = errors.New("ended by the collector")
-	errClosed   = errors.New("the router closed the connection")
-	errCutShort = errors.New("the router closed the connection inside a message")
-	errStalled  = errors.New("the router stopped inside a message")
+	errAborted   = errors.New("ended by the collector")
+	errRestarted = errors.New("ended so that it starts over for a relay target")
+	errClosed    = errors.New("the router closed the connection")
+	errCutShort  = errors.New("the router closed the connection inside a message")
+	errStalled   = errors.New("the router stopped inside a message")
 )
 
 // countEnd counts why a session ended.
@@ -335,6 +454,8 @@ func (c *Collector) countEnd(err error) {
 		c.counts.closedBadInput.Add(1)
 	case errors.Is(err, errStalled):
 		c.counts.closedStalled.Add(1)
+	case errors.Is(err, errRestarted):
+		c.counts.closedRestarted.Add(1)
 	case !errors.Is(err, errAborted):
 		c.counts.closedRouter.Add(1)
 	}
@@ -359,21 +480,29 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 	}()
 	for {
 		n, err := bmp.Next(b, c.o.MaxMessage)
+		if s.opaque {
+			n, err = 0, nil
+		}
 		if err != nil || n == 0 {
-			if s.emptied && !waited {
-				r.caughtUp, r.behind = now, false
-			} else {
-				r.behind = true
+			if !r.pmacct {
+				r.behind = !s.emptied || waited
+				if !r.behind {
+					r.caughtUp = now
+				}
+				c.repeated(r, s, now)
 			}
 			c.fwd.wake(r)
 			return b, err
 		}
 		msg := b[:n]
-		before := r.facts.waited
-		if !c.append(r, s, hold.Message, now, msg) {
-			return nil, errAborted
+		if !r.pmacct {
+			before := r.facts.waited
+			r.spool.note(msg)
+			if !c.append(r, s, s.id, hold.Message, now, msg) {
+				return nil, errAborted
+			}
+			waited = waited || r.facts.waited != before
 		}
-		waited = waited || r.facts.waited != before
 		t := bmp.Type(msg)
 		c.counts.byType[min(t, byte(len(c.counts.byType)-1))].Add(1)
 		if t != bmp.TypeRouteMonitoring {
@@ -384,4 +513,26 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 		r.facts.lastHeard = now
 		b = b[n:]
 	}
+}
+
+const (
+	// A table dump that a router makes because we ended its session is no news.
+	// It is over when the router has been quiet for a while, and we do not take
+	// for it what comes much later.
+	redumpQuiet = int64(time.Second / time.Microsecond)
+	redumpMost  = int64(2 * time.Minute / time.Microsecond)
+)
+
+// repeated flags what came, if it is from the table dump of a session that had to
+// start over. The caller holds the router's lock.
+func (c *Collector) repeated(r *router, s *session, now int64) {
+	if s.redump == 0 {
+		return
+	}
+	if now > s.redump || s.lastTake > 0 && now-s.lastTake > redumpQuiet {
+		s.redump = 0
+		return
+	}
+	s.lastTake = now
+	r.stream.Repeated()
 }

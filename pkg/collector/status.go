@@ -49,6 +49,7 @@ func (c *Collector) Status() control.Status {
 		t.Replayed = c.co.replayed() - t.Replayed
 	}
 	c.sinkStatus(&st, now)
+	c.besideStatus(&st, now)
 	st.Sessions = control.Sessions{
 		Now: int(c.open.Load()), Max: c.o.MaxSessions, Accepted: c.counts.accepted.Load(),
 		Refused: map[string]uint64{
@@ -61,6 +62,7 @@ func (c *Collector) Status() control.Status {
 			"bad_input": c.counts.closedBadInput.Load(),
 			"stalled":   c.counts.closedStalled.Load(),
 			"displaced": c.counts.displaced.Load(),
+			"restarted": c.counts.closedRestarted.Load(),
 		},
 	}
 	if why := c.co.client.ScanError(); why != "" {
@@ -146,7 +148,7 @@ func Members(v *cluster.View, process string, instance uint64) []control.Member 
 		cm := control.Member{
 			Name: m.Name, Kind: control.KindBMPHA, Gone: m.Gone, Timestamp: m.Value,
 			Role: m.Role, Forced: forced(m.Mode), Reason: m.Reason, Token: m.Token,
-			Version: m.Version, Host: m.Host, PID: m.PID,
+			Version: m.Version, Host: m.Host, PID: m.PID, Unfit: m.Why,
 		}
 		if m.Gone {
 			cm.Timestamp = m.Own
@@ -184,7 +186,7 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 	for _, r := range c.routers.all() {
 		cr, key, lowWater := c.oneRouter(r, now)
 		known[key] = true
-		cr.HeardBy = heardBy(view, key, c.o.Process, cr.Session != nil)
+		cr.HeardBy = heardBy(view, key, c.o.Process, cr.Heard)
 		if lowWater > 0 {
 			cr.LowWater = lowWater
 			if lowest == 0 || lowWater < lowest {
@@ -225,11 +227,24 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 		Held:         control.Backlog{Messages: uint64(held), Bytes: uint64(bytes)},
 		Acknowledged: n.Acknowledged, Replayed: n.Replayed, Records: n.Records, Rollbacks: n.Rollbacks,
 		DecodeErrors: n.Errors,
-		Freed:        map[string]uint64{"mark": n.FreedMark, "window": n.FreedWindow},
-		Dropped:      map[string]uint64{"full": n.Dropped},
+		Source:       control.SourceBMP, Heard: r.hears(), Opaque: r.facts.opaque,
+		Freed:   map[string]uint64{"mark": n.FreedMark, "window": n.FreedWindow},
+		Dropped: map[string]uint64{"full": n.Dropped},
 	}
 	if oldest > 0 {
 		cr.Held.OldestAge = seconds(max(0, now-oldest))
+	}
+	if r.pmacct {
+		cr.Source = control.SourcePmacct
+	}
+	if !r.addr.IsValid() {
+		cr.Address = ""
+	}
+	if q := r.spool.queue; q != nil && q.Len() > 0 {
+		cr.Spooled = control.Backlog{Messages: uint64(q.Len()), Bytes: uint64(q.Bytes())}
+		if at, ok := q.Oldest(); ok {
+			cr.Spooled.OldestAge = seconds(max(0, c.clock.toRedis(now)-at))
+		}
 	}
 	if r.stream.Wanted() {
 		cr.Behind = cr.Held
@@ -238,7 +253,7 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 		cr.Session = &control.Session{ID: s.id, Port: int(s.addr.Port()), Since: c.clock.toTime(s.accepted)}
 	}
 	lowWater = r.lowWater
-	if mark, ok := r.mark(now); ok {
+	if mark, ok := r.mark(c, now); ok {
 		lowWater = c.clock.toRedis(mark)
 	}
 	return cr, r.key, lowWater
@@ -279,7 +294,11 @@ func unheard(v *cluster.View, known map[string]bool) []control.Router {
 			}
 			at, ok := seen[id]
 			if !ok {
-				list = append(list, control.Router{Identity: id, HeardBy: []string{}})
+				cr := control.Router{Identity: id, HeardBy: []string{}, Source: control.SourceBMP}
+				if identity, ok := strings.CutPrefix(id, pmacctPrefix); ok {
+					cr.Identity, cr.Source = identity, control.SourcePmacct
+				}
+				list = append(list, cr)
 				at = len(list)
 				seen[id] = at
 			}

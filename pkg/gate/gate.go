@@ -183,11 +183,28 @@ func (s *Stream) SetCovered(covered bool) { s.uncovered = !covered }
 // stream that only holds what another sends never makes the router wait: it drops
 // the oldest instead.
 func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) bool {
-	now = max(now, s.lastSeen)
-	for !s.log.Append(kind, session, now, body) {
-		if s.want || s.uncovered || !s.makeRoom() {
+	for !s.append(kind, session, now, body) {
+		if s.want || s.uncovered || !s.MakeRoom() {
 			return false
 		}
+	}
+	return true
+}
+
+// TryAppend is Append for a caller that has another place for what finds no room:
+// nothing is dropped, and it reports false when memory is full but for what is
+// below the sender's mark.
+func (s *Stream) TryAppend(kind hold.Kind, session uint32, now int64, body []byte) bool {
+	if s.append(kind, session, now, body) {
+		return true
+	}
+	return !s.want && s.freeBefore(s.lowWater, &s.n.FreedMark) > 0 && s.append(kind, session, now, body)
+}
+
+func (s *Stream) append(kind hold.Kind, session uint32, now int64, body []byte) bool {
+	now = max(now, s.lastSeen)
+	if !s.log.Append(kind, session, now, body) {
+		return false
 	}
 	s.lastSeen = now
 	s.n.Received++
@@ -201,12 +218,28 @@ func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) 
 	return true
 }
 
+// Repeated says that what the log holds was said before: records of it are
+// flagged as replayed.
+func (s *Stream) Repeated() { s.replayUntil = max(s.replayUntil, s.log.End()) }
+
+// Needed reports whether nothing may be dropped: the stream is to send, or nobody
+// is known to.
+func (s *Stream) Needed() bool { return s.want || s.uncovered }
+
+// Positions returns where the log begins and ends, in entries since the stream was
+// made.
+func (s *Stream) Positions() (from, to uint64) {
+	tail := s.log.Tail()
+	return tail.Pos(), s.log.End()
+}
+
 // roomStep is how many bytes of bodies a full standby frees at a time.
 const roomStep = 256 << 10
 
-// makeRoom frees what the sender has sent, without the margin, or else the
-// oldest. It reports false if nothing could be freed.
-func (s *Stream) makeRoom() bool {
+// MakeRoom frees what the sender has sent, without the margin, or else drops the
+// oldest, which is only for a stream that is not Needed. It reports false if
+// nothing could be freed.
+func (s *Stream) MakeRoom() bool {
 	if s.freeBefore(s.lowWater, &s.n.FreedMark) > 0 {
 		return true
 	}

@@ -1,0 +1,415 @@
+package collector
+
+import (
+	"context"
+	"hash/crc32"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/bmpha/bmpha/pkg/gate"
+	"github.com/bmpha/bmpha/pkg/hold"
+	"github.com/bmpha/bmpha/pkg/intake"
+	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/tail"
+)
+
+// pmacctPrefix sets routers whose records pmacct makes apart from those whose
+// sessions are decoded here: their logs are different.
+const pmacctPrefix = "pmacct/"
+
+// A supply is what pmacct makes: records that come from its producers and files.
+type supply struct {
+	c      *Collector
+	broker *intake.Broker // nil when no producer may connect
+	files  *tail.Tail     // nil when no file is followed
+	bodies sync.Pool
+
+	mu        sync.Mutex
+	producers map[uint64]*producer
+	live      int   // producers of live records, not of dumps alone
+	lost      int64 // when the last of them went, 0 while there is one or never was
+	seen      bool  // there was one
+}
+
+type producer struct {
+	*intake.Producer
+	since   int64
+	records uint64
+	live    bool
+}
+
+func (p *supply) init(c *Collector) {
+	p.c = c
+	p.producers = make(map[uint64]*producer)
+	p.bodies.New = func() any { return new([]byte) }
+}
+
+// Connected follows a new producer.
+func (p *supply) Connected(q *intake.Producer) {
+	p.mu.Lock()
+	p.producers[q.ID] = &producer{Producer: q, since: p.c.clock.now()}
+	p.mu.Unlock()
+	p.c.log.Info("producer connected", "address", q.Addr, "client_id", q.ClientID)
+}
+
+// Disconnected follows the end of a producer. Its last records are in the logs.
+func (p *supply) Disconnected(q *intake.Producer, err error) {
+	p.mu.Lock()
+	was := p.producers[q.ID]
+	delete(p.producers, q.ID)
+	gone := false
+	if was != nil && was.live {
+		if p.live--; p.live == 0 {
+			p.lost, gone = p.c.clock.now(), true
+		}
+	}
+	p.mu.Unlock()
+	p.c.log.Info("producer disconnected", "address", q.Addr, "client_id", q.ClientID, "reason", err)
+	if gone {
+		p.c.co.kick()
+	}
+}
+
+// Take puts the records of a producer into the logs of their routers.
+func (p *supply) Take(ctx context.Context, q *intake.Producer, recs []intake.Record) error {
+	live, err := p.take(ctx, recs, "producer/"+q.ClientID)
+	p.mu.Lock()
+	if pr := p.producers[q.ID]; pr != nil {
+		pr.records += uint64(len(recs))
+		if live && !pr.live {
+			pr.live = true
+			p.live++
+			p.lost, p.seen = 0, true
+		}
+	}
+	p.mu.Unlock()
+	return err
+}
+
+// Lines puts the lines of a followed file into the logs of their routers.
+func (p *supply) Lines(ctx context.Context, file string, lines [][]byte) error {
+	now := time.Now().UnixMilli()
+	recs := make([]intake.Record, len(lines))
+	for i, line := range lines {
+		addr, _, ok := intake.Identify(line)
+		if !ok {
+			addr = netip.IPv4Unspecified()
+		}
+		recs[i] = intake.Record{
+			Topic: []byte(p.c.o.Topic(addr, 0)), Key: p.c.o.Key(addr, 0), Value: line, Timestamp: now,
+		}
+		recs[i].KeyNull = len(recs[i].Key) == 0
+	}
+	_, err := p.take(ctx, recs, "file/"+file)
+	return err
+}
+
+// A feed is a run of records whose producer waits until they are in the logs.
+type feed struct{ ctx context.Context }
+
+func (f *feed) ended() bool { return f.ctx.Err() != nil }
+
+// take reports whether any of the records was live, not of a dump.
+func (p *supply) take(ctx context.Context, recs []intake.Record, from string) (live bool, err error) {
+	body := p.bodies.Get().(*[]byte)
+	defer p.bodies.Put(body)
+	f := &feed{ctx}
+	now := p.c.clock.now()
+	var r *router
+	var of netip.Addr // r is this router's
+	defer func() {
+		if r != nil {
+			p.release(r, now)
+		}
+	}()
+	for i := range recs {
+		rec := &recs[i]
+		addr, kind, ok := intake.Identify(rec.Value)
+		live = live || kind != intake.Dump
+		if r == nil || !ok || addr != of {
+			if r != nil {
+				p.release(r, now)
+			}
+			if r, err = p.lock(rec, addr, ok, from); err != nil {
+				return live, err
+			}
+			of = netip.Addr{}
+			if ok {
+				of = addr
+			}
+		}
+		*body = intake.AppendEntry((*body)[:0], rec)
+		if !p.c.takeRecord(r, f, kind, now, *body) {
+			return live, context.Cause(ctx)
+		}
+	}
+	return live, nil
+}
+
+// lock finds the router that a record is of, by what it says, else by its key,
+// else by where it comes from, and locks it.
+func (p *supply) lock(rec *intake.Record, addr netip.Addr, ok bool, from string) (*router, error) {
+	for {
+		var r *router
+		switch {
+		case ok:
+			r = p.c.pmacctRouter(addr)
+		case !rec.KeyNull && len(rec.Key) > 0 && len(rec.Key) <= maxName:
+			r = p.c.router("key/"+printable(rec.Key), netip.Addr{}, true)
+		}
+		if r == nil { // also when there are too many routers
+			r = p.c.router(from, netip.Addr{}, true)
+		}
+		if r == nil {
+			return nil, errTooManyRouters
+		}
+		r.mu.Lock()
+		if !r.forgotten {
+			return r, nil
+		}
+		r.mu.Unlock()
+	}
+}
+
+// release ends what take does with a router.
+func (p *supply) release(r *router, now int64) {
+	r.facts.lastHeard = now
+	p.c.fwd.wake(r)
+	heard := r.heard != r.told
+	r.told = r.heard
+	r.mu.Unlock()
+	if heard {
+		p.c.co.kick()
+	}
+}
+
+// takeRecord puts one record into the log of r, whose lock is held.
+func (c *Collector) takeRecord(r *router, f *feed, kind intake.Kind, now int64, body []byte) bool {
+	if !r.heard && (kind != intake.Dump && kind != intake.Closed || r.feed == 0) {
+		r.heard = true
+		r.feed = c.nextID.Add(1)
+		r.facts.runs++
+		r.behind, r.caughtUp = false, now
+		opened := openedBody(netip.AddrPortFrom(r.addr, 0))
+		if !c.append(r, f, r.feed, hold.Opened, now, opened[:]) {
+			r.heard = false
+			return false
+		}
+	}
+	if !c.append(r, f, r.feed, hold.Message, now, body) {
+		return false
+	}
+	r.facts.messages++
+	r.facts.bytes += uint64(len(body))
+	if kind == intake.Closed {
+		c.unheard(r, now)
+	}
+	return true
+}
+
+// unheard follows the end of what pmacct hears of r, whose lock is held.
+func (c *Collector) unheard(r *router, now int64) {
+	if r.heard {
+		r.heard = false
+		r.facts.closedAt = now
+		c.put(r, hold.Closed, r.feed, now, nil)
+		r.cond.Broadcast()
+	}
+}
+
+// attend follows what the other side of pmacct does: a mark must not pass what
+// pmacct has been given and has not brought back, nor what was lost with it.
+func (p *supply) attend(now int64) {
+	p.mu.Lock()
+	lost := p.lost
+	p.mu.Unlock()
+	for _, r := range p.c.routers.all() {
+		r.mu.Lock()
+		if r.pmacct {
+			drained := r.session == nil || r.session.relay == nil || r.session.relay.Drained()
+			r.behind = !drained || lost != 0 || r.waits > 0
+			if !r.behind {
+				r.caughtUp = now
+			}
+			if lost != 0 && now-lost > micros(p.c.o.IntakePatience) {
+				p.c.unheard(r, now)
+			}
+		}
+		r.mu.Unlock()
+	}
+}
+
+// unfit says why what pmacct makes does not reach us, "" if it does.
+func (p *supply) unfit(now int64) string {
+	if p.broker == nil {
+		return ""
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.lost != 0:
+		return "pmacct's producer is gone"
+	case !p.seen && now-p.c.clock.first() > micros(p.c.o.IntakePatience):
+		return "no producer of pmacct has connected"
+	}
+	return ""
+}
+
+// checkpoints remembers how far files were read as soon as nothing of what was
+// read before waits any more. It runs until ctx ends.
+func (p *supply) checkpoints(ctx context.Context) {
+	type checkpoint struct {
+		at    int64
+		where tail.Checkpoint
+	}
+	var list []checkpoint
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		// What the checkpoint counts was appended before now.
+		where := p.files.Checkpoint()
+		list = append(list, checkpoint{p.c.clock.now(), where})
+		oldest := p.oldest()
+		n := 0
+		for n < len(list) && list[n].at < oldest {
+			n++
+		}
+		if n == 0 {
+			continue
+		}
+		if err := p.files.Save(list[n-1].where); err != nil {
+			p.c.co.warn("remember how far files were read", "error", err)
+			continue
+		}
+		list = list[n:]
+	}
+}
+
+// oldest returns the arrival of the oldest record in any log.
+func (p *supply) oldest() int64 {
+	oldest := p.c.clock.now() + 1
+	for _, r := range p.c.routers.all() {
+		r.mu.Lock()
+		if n, _, at := r.stream.Held(); r.pmacct && n > 0 {
+			oldest = min(oldest, at)
+		}
+		if r.spool.len() > 0 {
+			if at, ok := r.spool.queue.Oldest(); ok {
+				oldest = min(oldest, p.c.clock.fromRedis(at))
+			}
+		}
+		r.mu.Unlock()
+	}
+	return oldest
+}
+
+// pmacctRouter returns the router of an address without allocating.
+func (c *Collector) pmacctRouter(addr netip.Addr) *router {
+	c.routers.mu.RLock()
+	r := c.routers.byAddr[addr]
+	c.routers.mu.RUnlock()
+	if r != nil {
+		return r
+	}
+	identity, _ := c.identify(addr, "")
+	if r = c.router(identity, addr, true); r != nil {
+		c.routers.mu.Lock()
+		c.routers.byAddr[addr] = r
+		c.routers.mu.Unlock()
+	}
+	return r
+}
+
+func parseAddr(s string) netip.Addr {
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr
+}
+
+// An opaque codec passes records as they came. It may be copied: it has no state.
+type opaque struct {
+	c     *Collector
+	route uint32
+}
+
+// opaqueCodec begins the records of r, which go to the partition of its address,
+// as the key that pmacct and we use by default would have it.
+func (c *Collector) opaqueCodec(r *router) gate.Codec {
+	o := &c.o
+	name := strings.TrimPrefix(r.index, pmacctPrefix)
+	if r.addr.IsValid() {
+		name = o.Route(r.addr)
+	}
+	return opaque{c: c, route: crc32.ChecksumIEEE([]byte(name))}
+}
+
+func (o opaque) Open(*record.Batch, *record.Origin, int64)  {}
+func (o opaque) Close(*record.Batch, *record.Origin, int64) {}
+func (o opaque) Observe([]byte)                             {}
+func (o opaque) Clone() gate.Codec                          { return o }
+
+func (o opaque) Message(b *record.Batch, origin *record.Origin, _ int64, body []byte) error {
+	e, err := intake.ParseEntry(body)
+	if err != nil {
+		return err
+	}
+	topic, err := o.c.topic(e.Topic)
+	if err != nil {
+		return err
+	}
+	r := record.Rec{Topic: topic, Timestamp: max(0, e.Timestamp)}
+	if in := o.c.o.Intake; in != nil && in.Partitions > 1 {
+		r.Flags |= record.RecPartition
+		r.Partition = e.Partition
+	} else {
+		r.Flags |= record.RecRouted
+		r.Route = o.route
+	}
+	put := func(p []byte) (off, n uint32) {
+		off = uint32(len(b.Data))
+		b.Data = append(b.Data, p...)
+		return off, uint32(len(p))
+	}
+	r.KeyOff, r.KeyLen = put(e.Key)
+	if !e.KeyNull && len(e.Key) == 0 {
+		r.Flags |= record.RecEmptyKey
+	}
+	r.MoreOff, r.MoreLen = put(e.Headers)
+	r.ValueOff, r.ValueLen = put(e.Value)
+	if e.ValueNull {
+		r.Flags |= record.RecNullValue
+	}
+	if o.c.o.Header {
+		r.HeaderOff = uint32(len(b.Data))
+		b.Data = record.AppendHeader(b.Data, origin, 0)
+		r.HeaderLen = uint32(len(b.Data)) - r.HeaderOff
+	}
+	b.Recs = append(b.Recs, r)
+	return nil
+}
+
+// topic returns the sink's handle of a topic without allocating for a known one.
+func (c *Collector) topic(name []byte) (uint32, error) {
+	c.topics.mu.RLock()
+	h, ok := c.topics.handles[string(name)]
+	c.topics.mu.RUnlock()
+	if ok {
+		return h, nil
+	}
+	h, err := c.o.Sink.Topic(string(name))
+	if err == nil {
+		c.topics.mu.Lock()
+		c.topics.handles[string(name)] = h
+		c.topics.mu.Unlock()
+	}
+	return h, err
+}
