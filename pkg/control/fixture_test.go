@@ -124,13 +124,13 @@ func beside() *Status {
 	s.Relay = []RelayTarget{
 		{
 			Address: "127.0.0.1:1791", State: RelayUp, Since: ago(70 * time.Hour), Sessions: 2, Limit: 64 << 20,
-			Buffered: 300_000, Bytes: 1_235_135_780, Cut: 1, Lost: 2, Resets: 5,
+			Bytes: 1_235_135_780, Resets: 5,
 		},
 	}
 	s.Intake = &Intake{
 		Listen:    []string{"127.0.0.1:9093"},
 		Producers: []Producer{{Address: "127.0.0.1:50123", ClientID: "rdkafka", Since: ago(70 * time.Hour), Records: 39_000_000}},
-		Records:   40_009_812, Bytes: 25_000_000_000, Refused: 1,
+		Records:   40_009_812, Bytes: 25_000_000_000,
 	}
 	s.Spool = &Spool{Dir: "/var/lib/bmpha/spool", Used: 0, Limit: 10 << 30}
 	s.Routers[0].Source = SourcePmacct
@@ -278,12 +278,82 @@ func scenarios() []scenario {
 				r.Session, r.Heard, r.Sending, r.Sender, r.HeardBy = nil, false, false, "bmp-b", []string{"bmp-b"}
 			}
 		}), []string{"router_elsewhere"}, ExitDegraded},
+		{"beside-pmacct", beside(), nil, ExitActive},
+		{"beside-pmacct-files", files(beside()), nil, ExitActive},
+		{"pmacct-restarts", with(beside(), func(s *Status) {
+			t := &s.Relay[0]
+			t.Since, t.Sessions, t.Waiting, t.Lost, t.Cut = ago(2*time.Second), 12, 3, 2, 1
+			t.Buffered, t.LastError = 52<<20, "write: connection reset by peer"
+		}), []string{"relay_behind", "relay_waiting"}, ExitActive},
+		{"pmacct-gone", with(beside(), func(s *Status) {
+			s.Unfit = "pmacct's producer is gone"
+			s.Reason = "oldest of 2 members; nobody is better off"
+			s.Members[0].Unfit = "pmacct at 127.0.0.1:1791 is gone"
+			t := &s.Relay[0]
+			t.State, t.Since, t.Sessions, t.Waiting = RelayDown, ago(34*time.Second), 0, 2
+			t.Lost, t.LastError = 9, "dial tcp 127.0.0.1:1791: connect: connection refused"
+			s.Intake.Producers, s.Intake.Lost = nil, ago(34*time.Second)
+			for _, i := range []int{0, 2} {
+				r := &s.Routers[i]
+				r.Heard, r.HeardBy, r.Sending, r.Sender = false, nil, false, ""
+			}
+			s.Routers[2].LastHeard = ago(34 * time.Second)
+		}), []string{"relay_down", "intake_lost", "unfit", "member_unfit", "router_lost"}, ExitDegraded},
+		{"pmacct-gone-standby", with(standby(), func(s *Status) {
+			b := beside()
+			s.Relay, s.Intake = b.Relay, b.Intake
+			s.Unfit, s.Reason = "pmacct's producer is gone", "bmp-a is older; pmacct's producer is gone"
+			s.Intake.Producers, s.Intake.Lost = nil, ago(34*time.Second)
+			for i := range s.Routers {
+				r := &s.Routers[i]
+				r.Source, r.Heard, r.HeardBy = SourcePmacct, false, []string{"bmp-a"}
+			}
+		}), []string{"intake_lost", "unfit", "router_elsewhere"}, ExitDegraded},
+		{"pmacct-never-came", with(beside(), func(s *Status) {
+			s.Uptime, s.Started = 240, ago(240*time.Second)
+			s.Relay, s.Spool, s.Unfit = nil, nil, "no producer of pmacct has connected"
+			s.Intake.Producers, s.Intake.Records = nil, 0
+			s.Routers = nil
+		}), []string{"intake_none", "unfit"}, ExitDegraded},
+		{"partner-unfit", with(beside(), func(s *Status) {
+			s.Members[0].Unfit = "pmacct's producer is gone"
+		}), []string{"member_unfit"}, ExitDegraded},
+		{"one-of-three-unfit", with(beside(), func(s *Status) {
+			s.Members[0].Unfit = "pmacct's producer is gone"
+			third := s.Members[0]
+			third.Name, third.Instance, third.Unfit = "bmp-c", "00000000000000c3", ""
+			s.Members = append(s.Members, third)
+		}), []string{"member_unfit"}, ExitActive},
+		{"kafka-down-spooling", with(beside(), func(s *Status) {
+			s.Sink.Connected, s.Sink.Stalled, s.Sink.InFlight = false, 240, 5_000
+			s.Sink.LastError, s.Sink.LastErrorAt = "kafka1:9092/bootstrap: Connect to ipv4#10.0.0.9:9092 failed: Connection refused", ago(2*time.Second)
+			s.Relay[0].Paused, s.Relay[0].Buffered = true, 300_000
+			s.Routers[0].Behind = Backlog{Messages: 68_000, Bytes: 9 << 20, OldestAge: 34.1}
+			s.Routers[0].Spooled = Backlog{Messages: 1_200_000, Bytes: 8800 << 20, OldestAge: 240}
+			s.Spool.Backlog, s.Spool.Used = s.Routers[0].Spooled, 8900<<20
+			s.Spool.Recovered, s.Spool.Cut = 4_000, 123_456
+			s.Hold.Messages, s.Hold.OldestAge, s.Hold.LowWaterLag = 68_000, 34.1, 240
+		}), []string{"sink_stalled", "relay_paused", "spool_filling"}, ExitDegraded},
+		{"spool-full", with(beside(), func(s *Status) {
+			s.Spool.Backlog = Backlog{Messages: 1_400_000, Bytes: 10_100 << 20, OldestAge: 900}
+			s.Spool.Used, s.Spool.Error = 10_200<<20, "write 00000007.seg: no space left on device"
+		}), []string{"spool_error", "spool_full"}, ExitDegraded},
+		{"files-failing", with(files(beside()), func(s *Status) {
+			s.Intake.Files[0].Error = "open /var/log/pmacct/bmp-1.json: permission denied"
+		}), []string{"intake_file"}, ExitDegraded},
 		{"hostile-names", with(active(), func(s *Status) {
 			s.Routers[0].SysName = "\x1b]0;owned\a\x1b[2J\u202e"
 			s.Routers[1].SysName = "\xff\xfe very long name that goes on and on for columns"
 			s.Members[0].Name = "bmp\x1b[31mb"
 			s.Sink.LastError, s.Sink.LastErrorAt = "broken\r\n\x00pipe", ago(time.Second)
 			s.LastTakeover.Reason = "a\nb"
-		}), []string{"sink_error"}, ExitActive},
+			b := beside()
+			s.Relay, s.Intake, s.Spool = b.Relay, files(b).Intake, b.Spool
+			s.Relay[0].Address = "\x1b[2J"
+			s.Intake.Listen = []string{"\u202e"}
+			s.Intake.Files[0].Path, s.Intake.Files[0].Error = "\x1b[1m", "\x00"
+			s.Spool.Error = "\a"
+			s.Members[0].Unfit = "\x1b[0m"
+		}), []string{"intake_none", "intake_file", "member_unfit", "spool_error", "sink_error"}, ExitDegraded},
 	}
 }

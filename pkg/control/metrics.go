@@ -81,28 +81,30 @@ func counters(name, help, label string, values func(*Status) map[string]uint64) 
 	})
 }
 
+// The metrics of a router have its source as a label: it is there twice when its
+// own session is decoded here and pmacct makes records of it too.
 func routerGauge(name, help string, value func(*Router) float64) metric {
-	return newMetric(prometheus.GaugeValue, "router_"+name, help, []string{"router"}, func(s *Status, e emit) {
+	return newMetric(prometheus.GaugeValue, "router_"+name, help, []string{"router", "source"}, func(s *Status, e emit) {
 		for i := range s.Routers {
-			e(value(&s.Routers[i]), text(s.Routers[i].Identity))
+			e(value(&s.Routers[i]), text(s.Routers[i].Identity), text(s.Routers[i].Source))
 		}
 	})
 }
 
 func routerCounter(name, help string, value func(*Router) uint64) metric {
-	return newMetric(prometheus.CounterValue, "router_"+name, help, []string{"router"}, func(s *Status, e emit) {
+	return newMetric(prometheus.CounterValue, "router_"+name, help, []string{"router", "source"}, func(s *Status, e emit) {
 		for i := range s.Routers {
-			e(float64(value(&s.Routers[i])), text(s.Routers[i].Identity))
+			e(float64(value(&s.Routers[i])), text(s.Routers[i].Identity), text(s.Routers[i].Source))
 		}
 	})
 }
 
 func routerCounters(name, help, label string, values func(*Router) map[string]uint64) metric {
-	return newMetric(prometheus.CounterValue, "router_"+name, help, []string{"router", label}, func(s *Status, e emit) {
+	return newMetric(prometheus.CounterValue, "router_"+name, help, []string{"router", "source", label}, func(s *Status, e emit) {
 		for i := range s.Routers {
 			m := values(&s.Routers[i])
 			for _, k := range sortedKeys(m) {
-				e(float64(m[k]), text(s.Routers[i].Identity), text(k))
+				e(float64(m[k]), text(s.Routers[i].Identity), text(s.Routers[i].Source), text(k))
 			}
 		}
 	})
@@ -288,7 +290,7 @@ var metrics = []metric{
 	memberGauge("heartbeat_age_seconds", "Time since the member last spoke.", func(m *Member) (float64, bool) { return float64(m.HeartbeatAge), m.Kind != KindNative }),
 	memberGauge("role_since_timestamp_seconds", "When the member took its role.", func(m *Member) (float64, bool) { return epoch(m.Since), !m.Since.IsZero() }),
 	memberGauge("takeover_token", "The last takeover that the member knows.", func(m *Member) (float64, bool) { return float64(m.Token), m.Kind != KindNative }),
-	memberGauge("routers_heard", "Routers that the member has a session with.", func(m *Member) (float64, bool) { return float64(m.RoutersHeard), m.Kind != KindNative }),
+	memberGauge("routers_heard", "Routers that the member hears.", func(m *Member) (float64, bool) { return float64(m.RoutersHeard), m.Kind != KindNative }),
 	memberGauge("routers_sent", "Routers that the member sends.", func(m *Member) (float64, bool) { return float64(m.RoutersSent), m.Kind != KindNative }),
 	memberGauge("pid", "Process id of the member on its host.", func(m *Member) (float64, bool) { return float64(m.PID), m.PID != 0 }),
 
@@ -302,10 +304,10 @@ var metrics = []metric{
 		}),
 	routerGauge("connected", "1 while the router has a session here.", func(r *Router) float64 { return bit(r.Session != nil) }),
 	routerGauge("heard", "1 while the router is heard here, by its session or through pmacct.", func(r *Router) float64 { return bit(r.here()) }),
-	newMetric(prometheus.GaugeValue, "router_session_since_timestamp_seconds", "When the open session began.", []string{"router", "session", "port"}, func(s *Status, e emit) {
+	newMetric(prometheus.GaugeValue, "router_session_since_timestamp_seconds", "When the open session began.", []string{"router", "source", "session", "port"}, func(s *Status, e emit) {
 		for i := range s.Routers {
 			if v := s.Routers[i].Session; v != nil {
-				e(epoch(v.Since), text(s.Routers[i].Identity), strconv.FormatUint(uint64(v.ID), 10), strconv.Itoa(v.Port))
+				e(epoch(v.Since), text(s.Routers[i].Identity), text(s.Routers[i].Source), strconv.FormatUint(uint64(v.ID), 10), strconv.Itoa(v.Port))
 			}
 		}
 	}),
@@ -327,10 +329,10 @@ var metrics = []metric{
 	routerGauge("spooled_messages", "Messages of the router on disk.", func(r *Router) float64 { return float64(r.Spooled.Messages) }),
 	routerGauge("spooled_bytes", "Bytes of these messages.", func(r *Router) float64 { return float64(r.Spooled.Bytes) }),
 	routerGauge("spooled_age_seconds", "Age of the oldest of these messages.", func(r *Router) float64 { return float64(r.Spooled.OldestAge) }),
-	newMetric(prometheus.GaugeValue, "router_low_water_timestamp_seconds", "Everything that the sender received before is in Kafka.", []string{"router"}, func(s *Status, e emit) {
+	newMetric(prometheus.GaugeValue, "router_low_water_timestamp_seconds", "Everything that the sender received before is in Kafka.", []string{"router", "source"}, func(s *Status, e emit) {
 		for i := range s.Routers {
 			if v := s.Routers[i].LowWater; v > 0 {
-				e(micros(v), text(s.Routers[i].Identity))
+				e(micros(v), text(s.Routers[i].Identity), text(s.Routers[i].Source))
 			}
 		}
 	}),

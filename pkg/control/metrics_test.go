@@ -158,8 +158,51 @@ func TestMetricsSurviveStrangeNames(t *testing.T) {
 	s.Members[0].Name, s.Members[1].Name = "\xff", "\xfe"
 	s.Members[0].Instance, s.Members[1].Instance = "", ""
 	s.LeftOut = map[string]uint64{"\xff": 1, "\xfe": 2}
-	if got := exposition(t, s); !strings.Contains(got, `bmpha_router_messages_total{router="a?"}`) {
+	if got := exposition(t, s); !strings.Contains(got, `bmpha_router_messages_total{router="a?",source="bmp"}`) {
 		t.Errorf("no metric for the router with a strange name in\n%s", got)
+	}
+}
+
+// A router that is decoded here and comes through pmacct too is two.
+func TestARouterWithTwoSourcesIsTwo(t *testing.T) {
+	s := active()
+	s.Routers[1] = Router{Identity: s.Routers[0].Identity, Source: SourcePmacct, Heard: true, Messages: 5}
+	got := exposition(t, s)
+	for _, want := range []string{
+		`bmpha_router_messages_total{router="192.0.2.1",source="bmp"} 1.2345678e+07`,
+		`bmpha_router_messages_total{router="192.0.2.1",source="pmacct"} 5`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in\n%s", want, got)
+		}
+	}
+}
+
+// pmacct connects a producer for every dump: those with one client id are one.
+func TestProducersOfOneClientAreSummedUp(t *testing.T) {
+	s := beside()
+	s.Intake.Producers = append(s.Intake.Producers,
+		Producer{Address: "127.0.0.1:50124", ClientID: "rdkafka", Since: ago(time.Minute), Records: 7},
+		Producer{Address: "127.0.0.1:50125", ClientID: "\xff", Since: ago(time.Second), Records: 1})
+	got := exposition(t, s)
+	for _, want := range []string{
+		`bmpha_intake_producers 3`,
+		`bmpha_intake_producer_records{client_id="rdkafka"} 3.9000007e+07`,
+		`bmpha_intake_producer_records{client_id="?"} 1`,
+		`bmpha_intake_producer_since_timestamp_seconds{client_id="rdkafka"} 1.794978245e+09`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in\n%s", want, got)
+		}
+	}
+}
+
+func TestWhatIsNotConfiguredIsNoMetric(t *testing.T) {
+	got := exposition(t, active())
+	for _, not := range []string{"bmpha_relay_", "bmpha_intake_", "bmpha_spool_"} {
+		if strings.Contains(got, not) {
+			t.Errorf("%s is there although there is none", not)
+		}
 	}
 }
 
@@ -174,7 +217,7 @@ func TestWhatIsNotKnownIsNoMetric(t *testing.T) {
 		`bmpha_member_heartbeat_age_seconds{instance="",member="pmacct-1"}`,
 		`bmpha_member_active{instance="",member="pmacct-1"}`,
 		`bmpha_hold_low_water_lag_seconds `,
-		`bmpha_router_low_water_timestamp_seconds{router="192.0.2.1"}`,
+		`bmpha_router_low_water_timestamp_seconds{router="192.0.2.1",source="bmp"}`,
 		`bmpha_router_session_since_timestamp_seconds{port="34567"`,
 	} {
 		if strings.Contains(got, not) {

@@ -33,9 +33,11 @@ const (
 	stallAfter    = Seconds(5)      // sink without progress while records wait
 	recently      = 5 * time.Minute // drops and errors are worth mentioning
 	routersGrace  = Seconds(60)     // after a start routers may take this long to come
-	holdFilling   = 0.80            // of the limit
-	holdFull      = 0.95
+	producerGrace = Seconds(60)     // after a start pmacct may take this long to connect
+	filling       = 0.80            // of a limit
+	full          = 0.95
 	listedRouters = 3 // named in one problem
+	listedFiles   = 2
 )
 
 // Problems returns what is wrong with the collector that s describes, the worst
@@ -46,8 +48,12 @@ func Problems(s *Status, now time.Time) []Problem {
 	d.process()
 	d.sink()
 	d.redis()
+	d.relay()
+	d.intake()
+	d.unfit()
 	d.members()
 	d.hold()
+	d.spool()
 	d.routers()
 	slices.SortStableFunc(d.found, func(a, b Problem) int { return rank(a.Severity) - rank(b.Severity) })
 	return d.found
@@ -69,6 +75,7 @@ type diagnosis struct {
 	s     *Status
 	now   time.Time
 	found []Problem
+	told  bool // who sends instead of this collector
 }
 
 func (d *diagnosis) add(severity Severity, code, format string, args ...any) {
@@ -159,13 +166,14 @@ func (d *diagnosis) members() {
 	if s.Redis.State != RedisOK || s.Role == RoleStarting || s.Shadowed {
 		return // who else is alive is not known, or this one is none of them
 	}
-	live, active, native := 0, 0, 0
+	live, active, native, reserve := 0, 0, 0, 0
 	var forcedActive, forcedStandby, gone []string
+	var unfit []*Member
 	for i := range s.Members {
 		m := &s.Members[i]
-		role, forced := m.Role, m.Forced
+		role, forced, fit := m.Role, m.Forced, m.Unfit == ""
 		if m.Self {
-			role, forced = s.Role, s.Forced
+			role, forced, fit = s.Role, s.Forced, s.Unfit == ""
 		}
 		if m.Gone {
 			gone = append(gone, m.Name)
@@ -175,8 +183,14 @@ func (d *diagnosis) members() {
 		if m.Kind == KindNative {
 			native++
 		}
-		if role == RoleActive {
+		switch {
+		case role == RoleActive:
 			active++
+		case fit && forced != RoleStandby:
+			reserve++
+		}
+		if !fit && !m.Self {
+			unfit = append(unfit, m)
 		}
 		switch forced {
 		case RoleActive:
@@ -193,6 +207,16 @@ func (d *diagnosis) members() {
 		d.add(Degraded, "nobody_active", "every collector is forced to standby: nobody sends")
 	case active == 0 && native == 0 && s.Role != RoleActive:
 		d.add(Degraded, "nobody_active", "no collector is active: nobody sends")
+	}
+	for _, m := range unfit {
+		switch {
+		case m.Role == RoleActive && (m.Forced == RoleActive || reserve == 0):
+			d.add(Degraded, "member_unfit", "%s is active and cannot do its job: %s", m.Name, m.Unfit)
+		case reserve == 0:
+			d.add(Degraded, "member_unfit", "%s could not take over: %s", m.Name, m.Unfit)
+		default:
+			d.add(Notice, "member_unfit", "%s cannot do its job: %s", m.Name, m.Unfit)
+		}
 	}
 	if len(forcedActive) > 1 {
 		d.add(Degraded, "two_forced_active", "forced active at the same time: %s; records are repeated", list(slices.Sorted(slices.Values(forcedActive)), 4))
@@ -216,17 +240,149 @@ func (d *diagnosis) hold() {
 		d.add(Degraded, "hold_dropped", "the hold was full: %s dropped, the last %s ago%s",
 			plural(total(h.Dropped), "message"), sinceWords(h.LastDropAt, d.now), reasons(h.Dropped))
 	}
-	if h.Limit > 0 {
-		switch used := float64(h.Bytes) / float64(h.Limit); {
-		case used >= holdFull:
-			d.add(Degraded, "hold_full", "the hold is full: %s of %s", mebibytes(h.Bytes), mebibytes(h.Limit))
-		case used >= holdFilling:
-			d.add(Notice, "hold_filling", "the hold is %.0f %% full: %s of %s", used*100, mebibytes(h.Bytes), mebibytes(h.Limit))
-		}
-	}
+	d.room("hold", h.Bytes, h.Limit)
 	if h.Paused > 0 {
 		d.add(Degraded, "routers_paused", "no more is read from %s until the hold has room", plural(h.Paused, "router"))
 	}
+}
+
+// room adds a problem when what is called name, a hold or a spool, is filling up.
+func (d *diagnosis) room(name string, used, limit uint64) {
+	switch part := share(used, limit); {
+	case part >= full:
+		d.add(Degraded, name+"_full", "the %s is full: %s of %s", name, mebibytes(used), mebibytes(limit))
+	case part >= filling:
+		d.add(Notice, name+"_filling", "the %s is %.0f %% full: %s of %s", name, part*100, mebibytes(used), mebibytes(limit))
+	}
+}
+
+// share is the part of limit that is used, 0 when there is no limit.
+func share(used, limit uint64) float64 {
+	if limit == 0 {
+		return 0
+	}
+	return float64(used) / float64(limit)
+}
+
+func (d *diagnosis) relay() {
+	for i := range d.s.Relay {
+		t := &d.s.Relay[i]
+		if t.State == RelayDown {
+			d.add(Degraded, "relay_down", "the relay to %s is down for %s%s", t.Address, sinceWords(t.Since, d.now),
+				because(strings.TrimPrefix(t.LastError, "dial tcp "+t.Address+": ")))
+			continue // all that is open waits for it
+		}
+		if part := share(t.Buffered, t.Limit); part >= filling {
+			severity := Notice
+			if part >= full {
+				severity = Degraded // sessions are soon cut
+			}
+			why := "does not keep up"
+			if t.Paused {
+				why = "is held back"
+			}
+			d.add(severity, "relay_behind", "%s %s, its buffer has %s", t.Address, why, usage(t.Buffered, t.Limit))
+		}
+		if t.Paused {
+			d.add(Notice, "relay_paused", "nothing is passed on to %s until there is room for what it makes", t.Address)
+		}
+		if t.Waiting > 0 {
+			d.add(Notice, "relay_waiting", "%s to start over for %s", plural(t.Waiting, "session"), t.Address)
+		}
+	}
+}
+
+func (d *diagnosis) intake() {
+	n := d.s.Intake
+	if n == nil {
+		return
+	}
+	switch {
+	case !n.Lost.IsZero():
+		d.add(Degraded, "intake_lost", "pmacct's producer is gone for %s%s", sinceWords(n.Lost, d.now), d.instead())
+	case len(n.Listen) > 0 && len(n.Producers) == 0 && d.s.Uptime >= producerGrace:
+		d.add(Degraded, "intake_none", "pmacct has not connected to %s in the %s since the start%s", list(n.Listen, 2), span(d.s.Uptime), d.instead())
+	}
+	var failing []string
+	for i := range n.Files {
+		if f := &n.Files[i]; f.Error != "" {
+			failing = append(failing, f.Path+because(strings.TrimPrefix(f.Error, "open "+f.Path+": ")))
+		}
+	}
+	slices.Sort(failing)
+	switch {
+	case len(failing) == 1:
+		d.add(Degraded, "intake_file", "a followed file cannot be read: %s", failing[0])
+	case len(failing) > 1:
+		d.add(Degraded, "intake_file", "%d followed files cannot be read: %s", len(failing), list(failing, listedFiles))
+	}
+}
+
+// instead says, behind the reason why this collector cannot do its job, who does.
+func (d *diagnosis) instead() string {
+	s := d.s
+	d.told = true
+	if s.Redis.State == RedisUnreachable || s.Redis.State == RedisFailing || s.Role == RoleStarting {
+		return "" // not known
+	}
+	fit := s.standIns()
+	switch {
+	case s.Role != RoleActive:
+		for i := range s.Members {
+			m := &s.Members[i]
+			switch {
+			case m.Self || m.Gone || m.Role != RoleActive:
+			case m.Unfit != "":
+				return "; " + m.Name + " is active and no better off"
+			default:
+				return "; " + m.Name + " sends"
+			}
+		}
+		if fit != nil {
+			return "; another collector sends"
+		}
+		return ""
+	case fit == nil:
+		return "; no other collector could send instead"
+	case s.Forced == RoleActive:
+		return "; forced active, so that " + list(fit, 2) + " will not take over"
+	default:
+		return "; " + list(fit, 2) + " will take over"
+	}
+}
+
+// standIns names the other members that could be active, in order.
+func (s *Status) standIns() []string {
+	var names []string
+	for i := range s.Members {
+		if m := &s.Members[i]; !m.Self && !m.Gone && m.Unfit == "" && m.Forced != RoleStandby {
+			names = append(names, m.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (d *diagnosis) unfit() {
+	if d.s.Unfit == "" {
+		return
+	}
+	instead := ""
+	if !d.told {
+		instead = d.instead()
+	}
+	d.add(Degraded, "unfit", "this collector cannot do its job: %s%s", d.s.Unfit, instead)
+}
+
+func (d *diagnosis) spool() {
+	p := d.s.Spool
+	if p == nil {
+		return
+	}
+	if p.Error != "" {
+		d.add(Degraded, "spool_error", "the spool in %s fails: %s", p.Dir, p.Error)
+	}
+	d.room("spool", p.Used, p.Limit)
 }
 
 // reasons writes " (reason n, …)" in the order of the names.
@@ -248,7 +404,7 @@ type condition int
 
 // Conditions from the worst to the best.
 const (
-	routerLost      condition = iota // had a session, now nobody has
+	routerLost      condition = iota // was heard here, now by nobody
 	routerNever                      // named in the configuration, heard by nobody
 	routerUnsent                     // heard here, nobody sends
 	routerElsewhere                  // heard by another member only
@@ -294,6 +450,9 @@ func (d *diagnosis) routers() {
 	}
 	none := func(*Router) string { return "" }
 	d.router(missing, "router_lost", by[routerLost], "is heard by no collector any more", "are heard by no collector any more", func(r *Router) string {
+		if r.Session != nil {
+			return " (session open, not by pmacct)"
+		}
 		if r.LastHeard.IsZero() {
 			return ""
 		}

@@ -39,29 +39,35 @@ func Render(w io.Writer, s *Status, opts RenderOptions) error {
 	if opts.Now.IsZero() {
 		opts.Now = s.At
 	}
-	c := newCanvas(opts)
 	problems := Problems(s, opts.Now)
-	c.headline(s, degraded(problems), opts.Now)
-	c.problems(problems)
 	members := slices.Clone(s.Members)
 	for i := range members {
 		if members[i].Self { // what it said last may be older than what it is now
-			members[i].Role, members[i].Forced = s.Role, s.Forced
+			members[i].Role, members[i].Forced, members[i].Unfit = s.Role, s.Forced, s.Unfit
 		}
 	}
-	c.members(members, s.Process)
+	for dense := loose; ; dense++ {
+		c := newCanvas(opts)
+		c.dense = dense
+		c.headline(s, degraded(problems), opts.Now)
+		c.problems(problems)
+		c.members(members, s.Process)
 
-	// The routers get the lines that the rest leaves.
-	var tail canvas
-	tail.width, tail.color = c.width, c.color
-	tail.parts(s, opts.Now)
-	room := math.MaxInt
-	if opts.Height >= 0 {
-		room = cmp.Or(opts.Height, 24) - len(c.lines) - len(tail.lines) - 1
+		c.gap()
+
+		// The routers get the lines that the rest leaves.
+		tail := canvas{width: c.width, color: c.color, dense: dense}
+		tail.parts(s, opts.Now)
+		room := math.MaxInt
+		if opts.Height >= 0 {
+			room = cmp.Or(opts.Height, 24) - len(c.lines) - len(tail.lines)
+		}
+		c.routers(s, opts.Now, room)
+		c.lines = append(c.lines, tail.lines...)
+		if dense == packed || opts.Height < 0 || len(c.lines) <= cmp.Or(opts.Height, 24) {
+			return c.flush(w)
+		}
 	}
-	c.routers(s, opts.Now, room)
-	c.lines = append(c.lines, tail.lines...)
-	return c.flush(w)
 }
 
 // RenderCluster draws what Redis alone shows of a cluster.
@@ -86,6 +92,11 @@ func RenderCluster(w io.Writer, v *ClusterView, opts RenderOptions) error {
 		c.paragraph(c.paint(yellow, "NATIVE"), "members do not tell their role: the smallest timestamp is active "+where)
 	default:
 		c.paragraph(c.paint(red, "NOBODY ACTIVE"), where)
+	}
+	for i := range v.Members {
+		if m := &v.Members[i]; m.Unfit != "" && !m.Gone {
+			c.paragraph(c.paint(yellow, " -"), clean(m.Name+" cannot do its job: "+m.Unfit))
+		}
 	}
 	c.members(v.Members, "")
 	return c.flush(w)
@@ -127,10 +138,18 @@ const (
 	dim    = "2"
 )
 
+// How dense a screen is drawn that would be too high otherwise.
+const (
+	loose  = iota
+	short  // one line for each part
+	packed // and no empty lines
+)
+
 // A canvas collects the lines of a screen.
 type canvas struct {
 	width int
 	color bool
+	dense int
 	lines []string
 }
 
@@ -152,6 +171,13 @@ func (c *canvas) paint(color, s string) string {
 
 func (c *canvas) line(s string) { c.lines = append(c.lines, strings.TrimRight(s, " ")) }
 
+// gap writes an empty line.
+func (c *canvas) gap() {
+	if c.dense < packed {
+		c.line("")
+	}
+}
+
 // paragraph writes a painted head and text behind it, wrapped between words and
 // indented by two columns where it goes on.
 func (c *canvas) paragraph(head, text string) {
@@ -170,10 +196,14 @@ func (c *canvas) paragraph(head, text string) {
 }
 
 // labelled writes a line of one of the parts at the end of the screen. Its text
-// is wrapped behind the label.
+// is wrapped behind the label, or cut where there is little room.
 func (c *canvas) labelled(label, text string) {
 	const indent = 10
 	head := c.paint(bold, fmt.Sprintf("%-*s", indent-1, label))
+	if c.dense >= short {
+		c.line(head + " " + clip(strings.Join(strings.Fields(text), " "), c.width-indent))
+		return
+	}
 	used, line := indent-1, head
 	for _, word := range strings.Fields(text) {
 		n := utf8.RuneCountInString(word)
@@ -224,7 +254,7 @@ func (c *canvas) problems(problems []Problem) {
 	if len(problems) == 0 {
 		return
 	}
-	c.line("")
+	c.gap()
 	for i, p := range problems {
 		if i == shownProblem && len(problems) > shownProblem+1 {
 			c.line(fmt.Sprintf("  … and %s", plural(len(problems)-i, "more problem")))
@@ -263,17 +293,22 @@ func (c *canvas) members(members []Member, process string) {
 		if m.Forced != "" {
 			role += " forced"
 		}
+		if m.Unfit != "" {
+			role += " unfit"
+		}
 		color := ""
 		switch {
 		case m.Gone:
 			role, color = "gone", red
+		case m.Unfit != "":
+			color = yellow
 		case m.Role == RoleActive:
 			color = green
 		}
 		t.add(color, name, clean(role), timestamp(m.Timestamp), age, heard, sent)
 	}
 	if len(t.rows) > 0 {
-		c.line("")
+		c.gap()
 		c.table(&t)
 	}
 }
@@ -309,19 +344,23 @@ func timestamp(us uint64) string {
 }
 
 func (c *canvas) routers(s *Status, now time.Time, room int) {
-	c.line("")
 	if len(s.Routers) == 0 {
 		c.line(c.paint(bold, "router") + "    none has connected yet")
 		return
 	}
 	sorted := slices.SortedFunc(slices.Values(s.Routers), func(a, b Router) int {
-		return cmp.Or(cmp.Compare(a.condition(s.Role), b.condition(s.Role)), cmp.Compare(b.waiting().OldestAge, a.waiting().OldestAge), strings.Compare(a.Identity, b.Identity))
+		return cmp.Or(cmp.Compare(a.condition(s.Role), b.condition(s.Role)), cmp.Compare(b.oldest(), a.oldest()), strings.Compare(a.Identity, b.Identity))
 	})
 	shown := len(sorted)
 	if shown+1 > room { // the head takes one line, "… and more" another
 		shown = min(shown, max(room-2, minRouters))
 	}
+	// What is on disk is worth more than how much there ever was.
+	spooled := slices.ContainsFunc(sorted[:shown], func(r Router) bool { return r.Spooled.Messages > 0 })
 	t := table{columns: []column{{head: "router", limit: 26}, {head: "sysname", limit: 16}, {head: "heard", limit: 20}, {head: "peers", right: true}, {head: "messages", right: true}, {head: "waiting", right: true}, {head: "sent by", limit: 14}}}
+	if spooled {
+		t.columns[4], t.columns[5] = t.columns[5], column{head: "on disk", right: true}
+	}
 	for i := range sorted[:shown] {
 		r := &sorted[i]
 		heard, color := r.heard(now), ""
@@ -338,12 +377,15 @@ func (c *canvas) routers(s *Status, now time.Time, room int) {
 		case sender == "":
 			sender = "nobody"
 		}
-		b := r.waiting()
-		waiting := "0"
-		if b.Messages > 0 {
-			waiting = count(b.Messages) + ", " + span(b.OldestAge)
+		amounts := [2]string{count(r.Messages), r.waiting().words()}
+		if spooled {
+			amounts = [2]string{r.waiting().words(), r.Spooled.words()}
 		}
-		t.add(color, clean(r.Identity), clean(r.SysName), clean(heard), count(r.PeersUp), count(r.Messages), waiting, sender)
+		peers := count(r.PeersUp)
+		if r.Source == SourcePmacct && r.PeersUp == 0 {
+			peers = "-" // pmacct knows
+		}
+		t.add(color, clean(r.Identity), clean(r.SysName), clean(heard), peers, amounts[0], amounts[1], sender)
 	}
 	if more := len(sorted) - shown; more > 0 {
 		t.more = fmt.Sprintf("  … and %s more", count(more))
@@ -360,32 +402,53 @@ func (r *Router) waiting() Backlog {
 	return r.Held
 }
 
+// oldest is the age of the oldest message that waits in memory or on disk.
+func (r *Router) oldest() Seconds { return max(r.waiting().OldestAge, r.Spooled.OldestAge) }
+
+// words writes "812, 21 ms", "0" when it is empty.
+func (b Backlog) words() string {
+	if b.Messages == 0 {
+		return "0"
+	}
+	return count(b.Messages) + ", " + span(b.OldestAge)
+}
+
 func (r *Router) heard(now time.Time) string {
 	switch {
-	case r.Session == nil && len(r.HeardBy) > 0:
+	case !r.here() && len(r.HeardBy) > 0:
 		return "only by " + list(r.HeardBy, 1)
-	case r.LastHeard.IsZero() && r.Session == nil:
+	case !r.here() && r.Session != nil:
+		return "not by pmacct"
+	case !r.here() && r.LastHeard.IsZero():
 		return "never"
-	case r.Session == nil:
+	case !r.here():
 		return "gone " + sinceWords(r.LastHeard, now)
 	case r.Paused:
 		return "paused"
 	case r.Opaque:
 		return "undecodable"
-	case r.LastHeard.IsZero():
-		return "silent"
 	}
-	return sinceWords(r.LastHeard, now) + " ago"
+	heard := "silent"
+	if !r.LastHeard.IsZero() {
+		heard = sinceWords(r.LastHeard, now) + " ago"
+	}
+	if r.Source == SourcePmacct {
+		heard = "pmacct " + heard
+	}
+	return heard
 }
 
 // parts writes the parts that carry the data.
 func (c *canvas) parts(s *Status, now time.Time) {
-	c.line("")
-	h := &s.Hold
-	hold := plural(h.Messages, "message") + ", " + mebibytes(h.Bytes)
-	if h.Limit > 0 {
-		hold = fmt.Sprintf("%s of %s (%.0f %%)", strings.TrimSuffix(hold, " MiB"), mebibytes(h.Limit), 100*float64(h.Bytes)/float64(h.Limit))
+	c.gap()
+	for i := range s.Relay {
+		c.labelled("relay", s.Relay[i].words(now))
 	}
+	if s.Intake != nil {
+		c.labelled("intake", s.Intake.words(now))
+	}
+	h := &s.Hold
+	hold := plural(h.Messages, "message") + ", " + usage(h.Bytes, h.Limit)
 	if h.Messages > 0 {
 		hold += ", oldest " + span(h.OldestAge)
 	}
@@ -398,6 +461,9 @@ func (c *canvas) parts(s *Status, now time.Time) {
 		hold += ", " + count(n) + " dropped"
 	}
 	c.labelled("hold", hold)
+	if s.Spool != nil {
+		c.labelled("spool", s.Spool.words())
+	}
 
 	k := &s.Sink
 	sink := "connected"
@@ -438,6 +504,106 @@ func (c *canvas) parts(s *Status, now time.Time) {
 	} else {
 		c.labelled("takeover", "none since the start")
 	}
+}
+
+// usage writes "12.0 of 1,024 MiB (1 %)", without the limit when there is none.
+func usage(used, limit uint64) string {
+	if limit == 0 {
+		return mebibytes(used)
+	}
+	return fmt.Sprintf("%s of %s (%.0f %%)", strings.TrimSuffix(mebibytes(used), " MiB"), mebibytes(limit), 100*share(used, limit))
+}
+
+// words writes the state of a target. The error of one that is down is among the
+// problems.
+func (t *RelayTarget) words(now time.Time) string {
+	state := t.State
+	if state == RelayDown {
+		state = "DOWN"
+	}
+	if !t.Since.IsZero() && t.State != RelayIdle {
+		state += " " + sinceWords(t.Since, now)
+	}
+	parts := []string{t.Address + " " + state, plural(t.Sessions, "session")}
+	if t.Waiting > 0 {
+		parts = append(parts, count(t.Waiting)+" to start over")
+	}
+	if t.Paused {
+		parts = append(parts, "PAUSED")
+	}
+	if t.Buffered > 0 {
+		parts = append(parts, "buffer "+usage(t.Buffered, t.Limit))
+	}
+	if t.Lost > 0 {
+		parts = append(parts, "lost "+plural(t.Lost, "time"))
+	}
+	if t.Cut > 0 {
+		parts = append(parts, count(t.Cut)+" cut")
+	}
+	return clean(strings.Join(parts, ", "))
+}
+
+// words writes where records come in, and since when they do not.
+func (n *Intake) words(now time.Time) string {
+	var parts []string
+	if len(n.Listen) > 0 || len(n.Producers) > 0 || !n.Lost.IsZero() {
+		producers := plural(len(n.Producers), "producer")
+		if len(n.Producers) == 0 {
+			producers = "NO PRODUCER"
+		}
+		if len(n.Listen) > 0 {
+			producers += " at " + list(n.Listen, 2)
+		}
+		switch {
+		case !n.Lost.IsZero() && len(n.Producers) > 0:
+			producers += ", only of dumps for " + sinceWords(n.Lost, now)
+		case !n.Lost.IsZero():
+			producers += " for " + sinceWords(n.Lost, now)
+		case len(n.Producers) == 0:
+			producers += " yet"
+		}
+		parts = append(parts, producers)
+	}
+	if len(n.Files) > 0 {
+		var behind, failing uint64
+		for i := range n.Files {
+			behind += uint64(max(0, n.Files[i].Behind))
+			if n.Files[i].Error != "" {
+				failing++
+			}
+		}
+		files := plural(len(n.Files), "file")
+		if behind > 0 {
+			files += " " + mebibytes(behind) + " behind"
+		}
+		parts = append(parts, files)
+		if failing > 0 {
+			parts = append(parts, count(failing)+" FAILING")
+		}
+	}
+	parts = append(parts, plural(n.Records, "record"))
+	if n.Refused > 0 {
+		parts = append(parts, count(n.Refused)+" refused")
+	}
+	return clean(strings.Join(parts, ", "))
+}
+
+// words writes how much is on disk, and what was found there.
+func (p *Spool) words() string {
+	parts := []string{plural(p.Messages, "message"), usage(p.Used, p.Limit)}
+	if p.Error != "" {
+		parts = append([]string{"FAILING"}, parts...)
+	}
+	if p.Messages > 0 {
+		parts = append(parts, "oldest "+span(p.OldestAge))
+	}
+	if p.Recovered > 0 {
+		parts = append(parts, count(p.Recovered)+" recovered")
+	}
+	if p.Cut > 0 {
+		parts = append(parts, mebibytes(p.Cut)+" cut")
+	}
+	return clean(strings.Join(parts, ", "))
 }
 
 // A table has columns as wide as their widest cell, cells longer than a limit are

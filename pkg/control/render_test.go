@@ -55,6 +55,133 @@ func TestProblemsAndExitCodes(t *testing.T) {
 	}
 }
 
+// Who hears a router through pmacct has no session with it, or one that says
+// nothing about that.
+func TestHeardHere(t *testing.T) {
+	session := &Session{ID: 1}
+	for _, tt := range []struct {
+		name   string
+		router Router
+		code   string // of the problem
+		heard  string // on the screen
+	}{
+		{"by its session", Router{Source: SourceBMP, Heard: true, Session: session, Sessions: 1, LastHeard: ago(time.Second)}, "", "1.0 s ago"},
+		{"by a collector that does not tell", Router{Session: session, Sessions: 1, LastHeard: ago(time.Second)}, "", "1.0 s ago"},
+		{"through pmacct", Router{Source: SourcePmacct, Heard: true, LastHeard: ago(time.Second)}, "", "pmacct 1.0 s ago"},
+		{"passed on and through pmacct", Router{Source: SourcePmacct, Heard: true, Session: session, Sessions: 1, LastHeard: ago(time.Second)}, "", "pmacct 1.0 s ago"},
+		{"passed on only", Router{Source: SourcePmacct, Session: session, Sessions: 1, LastHeard: ago(time.Second)}, "router_lost", "not by pmacct"},
+		{"passed on, through pmacct elsewhere", Router{Source: SourcePmacct, Session: session, Sessions: 1, HeardBy: []string{"bmp-b"}}, "router_elsewhere", "only by bmp-b"},
+		{"through pmacct until lately", Router{Source: SourcePmacct, LastHeard: ago(time.Minute)}, "router_lost", "gone 60 s"},
+		{"never", Router{Source: SourcePmacct}, "router_never_heard", "never"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := active()
+			r := tt.router
+			r.Identity, r.Sender = "192.0.2.9", "bmp-a"
+			s.Routers = append(s.Routers, r)
+			code := ""
+			for _, p := range Problems(s, at) {
+				code += p.Code
+			}
+			if code != tt.code {
+				t.Errorf("problem %q, want %q", code, tt.code)
+			}
+			if got := r.heard(at); got != tt.heard {
+				t.Errorf("heard %q, want %q", got, tt.heard)
+			}
+		})
+	}
+}
+
+// What happens instead is said with the reason why this collector cannot do its
+// job, once.
+func TestWhoSendsInstead(t *testing.T) {
+	const gone = "pmacct's producer is gone"
+	for _, tt := range []struct {
+		name   string
+		status *Status
+		change func(s *Status)
+		want   string
+	}{
+		{"active, another can", active(), func(*Status) {}, "; bmp-b will take over"},
+		{"active, the other cannot", active(), func(s *Status) { s.Members[0].Unfit = gone }, "; no other collector could send instead"},
+		{"active, the other may not", active(), func(s *Status) { s.Members[0].Forced = RoleStandby }, "; no other collector could send instead"},
+		{"active, the other is gone", active(), func(s *Status) { s.Members[0].Gone = true }, "; no other collector could send instead"},
+		{"active, alone", alone(active()), func(*Status) {}, "; no other collector could send instead"},
+		{"forced active", active(), func(s *Status) { s.Forced = RoleActive }, "; forced active, so that bmp-b will not take over"},
+		{"standby", standby(), func(*Status) {}, "; bmp-a sends"},
+		{"standby, the active one is no better", standby(), func(s *Status) { s.Members[1].Unfit = gone }, "; bmp-a is active and no better off"},
+		{"standby of a native one", standby(), func(s *Status) {
+			s.Members[1] = Member{Name: "pmacct-1", Kind: KindNative}
+		}, "; another collector sends"},
+		{"Redis is away", active(), func(s *Status) { s.Redis.State = RedisUnreachable }, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := tt.status
+			s.Unfit, s.Intake = gone, &Intake{Lost: ago(34 * time.Second)}
+			tt.change(s)
+			said := make(map[string]string)
+			for _, p := range Problems(s, at) {
+				said[p.Code] = p.Text
+			}
+			if got, want := said["intake_lost"], gone+" for 34 s"+tt.want; got != want {
+				t.Errorf("intake_lost: %q, want %q", got, want)
+			}
+			if got, want := said["unfit"], "this collector cannot do its job: "+gone; got != want {
+				t.Errorf("unfit beside intake_lost: %q, want %q", got, want)
+			}
+			s.Intake = nil
+			for _, p := range Problems(s, at) {
+				if want := "this collector cannot do its job: " + gone + tt.want; p.Code == "unfit" && p.Text != want {
+					t.Errorf("unfit: %q, want %q", p.Text, want)
+				}
+			}
+		})
+	}
+}
+
+func TestPmacctMayTakeAWhileToConnect(t *testing.T) {
+	s := beside()
+	s.Intake.Producers, s.Uptime = nil, 20
+	if p := Problems(s, at); len(p) != 0 {
+		t.Errorf("20 s after the start: %+v, want nothing", p)
+	}
+}
+
+func TestRelayProblems(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		target RelayTarget
+		want   []Problem
+	}{
+		{"idle", RelayTarget{State: RelayIdle}, nil},
+		{"up", RelayTarget{State: RelayUp, Sessions: 2, Buffered: 51 << 20}, nil},
+		{"filling", RelayTarget{State: RelayUp, Buffered: 52 << 20}, []Problem{
+			{"relay_behind", Notice, "127.0.0.1:1791 does not keep up, its buffer has 52.0 of 64.0 MiB (81 %)"},
+		}},
+		{"full", RelayTarget{State: RelayUp, Buffered: 64 << 20}, []Problem{
+			{"relay_behind", Degraded, "127.0.0.1:1791 does not keep up, its buffer has 64.0 of 64.0 MiB (100 %)"},
+		}},
+		{"held back", RelayTarget{State: RelayUp, Buffered: 52 << 20, Paused: true}, []Problem{
+			{"relay_behind", Notice, "127.0.0.1:1791 is held back, its buffer has 52.0 of 64.0 MiB (81 %)"},
+			{"relay_paused", Notice, "nothing is passed on to 127.0.0.1:1791 until there is room for what it makes"},
+		}},
+		{"start over", RelayTarget{State: RelayUp, Waiting: 1}, []Problem{{"relay_waiting", Notice, "1 session to start over for 127.0.0.1:1791"}}},
+		{"down", RelayTarget{State: RelayDown, Since: ago(time.Hour), Waiting: 3, LastError: "dial tcp 127.0.0.1:1791: connect: connection refused"}, []Problem{
+			{"relay_down", Degraded, "the relay to 127.0.0.1:1791 is down for 1 h 0 min: connect: connection refused"},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := active()
+			tt.target.Address, tt.target.Limit = "127.0.0.1:1791", 64<<20
+			s.Relay = []RelayTarget{tt.target}
+			if diff := cmp.Diff(tt.want, Problems(s, at)); diff != "" {
+				t.Errorf("problems (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestAnOldDocumentIsAProblem(t *testing.T) {
 	s := active()
 	if got := ExitCode(s, at.Add(12*time.Second)); got != ExitDegraded {
@@ -165,6 +292,8 @@ func TestClusterScreens(t *testing.T) {
 	idle.Role = RoleStandby
 	second.Role = RoleActive
 	gone.Gone = true
+	unfit := b
+	unfit.Unfit = "pmacct's producer is gone"
 	for _, tt := range []struct {
 		name string
 		view *ClusterView
@@ -175,6 +304,7 @@ func TestClusterScreens(t *testing.T) {
 		{"nobody-active", view(idle, b), ExitDegraded},
 		{"active-gone", view(gone, b), ExitDegraded},
 		{"native", view(native, b), ExitActive},
+		{"unfit", view(a, unfit), ExitActive},
 		{"empty", view(), ExitDegraded},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -246,6 +376,14 @@ func FuzzRender(f *testing.F) {
 		s.Sink.Target, s.Sink.LastError, s.Sink.Stalled = address, reason, Seconds(age)
 		s.Hold.Bytes, s.Hold.Dropped = n, map[string]uint64{reason: n}
 		s.LastTakeover.From, s.LastTakeover.Reason = member, reason
+		s.Unfit, s.Members[1].Unfit = reason, address
+		s.Routers[1].Source, s.Routers[1].Spooled = router, Backlog{n, n, Seconds(age)}
+		s.Relay = []RelayTarget{{Address: address, State: reason, Buffered: n, Limit: n / 2, LastError: reason, Waiting: int(n)}, {State: RelayDown, Address: address, LastError: reason}}
+		s.Intake = &Intake{
+			Listen: []string{address}, Producers: []Producer{{Address: address, ClientID: reason}}, Records: n,
+			Files: []IntakeFile{{Path: router, Behind: int64(n), Error: reason}, {Path: member, Behind: -1, Error: reason}},
+		}
+		s.Spool = &Spool{Backlog: Backlog{n, n, Seconds(age)}, Dir: router, Used: n, Limit: n, Cut: n, Recovered: n, Error: reason}
 		got := screen(t, s, RenderOptions{Now: at, Width: width % 300, Height: height % 300})
 		if i := strings.IndexFunc(got, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
 			t.Errorf("character %q at %d of\n%s", got[i:min(i+4, len(got))], i, got)

@@ -167,7 +167,7 @@ type Router struct {
 	// LastHeard is when the last byte came; absent when none ever came.
 	LastHeard time.Time `json:"last_heard,omitzero"`
 	PeersUp   int       `json:"peers_up"`
-	// HeardBy are the members that have a session with it, self included.
+	// HeardBy are the members that hear it, self included.
 	HeardBy []string `json:"heard_by"`
 	// Sender is the member that sends what the router says; "" when none is known.
 	Sender  string `json:"sender"`
