@@ -57,6 +57,7 @@ type Client struct {
 	native  []string // processes with a timestamp key, by the last scan
 	scanErr string   // why that scan failed
 	waited  bool     // for the first scan, as long as we do
+	wrote   []uint64 // the last values under our own name, whether they arrived or not
 	scanned chan struct{}
 	stop    context.CancelFunc
 	done    sync.WaitGroup
@@ -168,8 +169,10 @@ func (c *Client) Look(ctx context.Context) (*View, error) {
 func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View, error) {
 	var clock *redis.TimeCmd
 	var entries *redis.MapStringStringCmd
+	var own *redis.SliceCmd
 	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		clock = p.Time(ctx)
+		own = p.MGet(ctx, c.opts.Keys.Timestamp(c.opts.Process)) // no error, whatever is there
 		entries = p.HGetAll(ctx, c.opts.Keys.Members())
 		return nil
 	})
@@ -183,6 +186,8 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 	fields := entries.Val()
 	_, known := fields[c.opts.Process]
 	view.Unknown = !known
+	listed := make(map[string]bool, len(fields))
+	var ours uint64 // timestamp in the entry under our name
 	var stale []string
 	for name, value := range fields {
 		if len(view.Members) >= maxMembers {
@@ -205,6 +210,9 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 			continue
 		}
 		mine := self != nil && name == c.opts.Process
+		if mine {
+			ours = e.Time
+		}
 		if mine && instance != self.Instance && !e.Left && age < c.opts.Expiry.Microseconds() && older(e.Time, instance, timestamp, self.Instance) {
 			view.Shadowed = true
 		}
@@ -226,13 +234,46 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 	if len(stale) > 0 {
 		c.rdb.HDel(ctx, c.opts.Keys.Members(), stale...)
 	}
+	for i := range view.Members {
+		listed[view.Members[i].Name] = true
+	}
 	for _, name := range c.natives() {
-		if _, ours := fields[name]; !ours && (self == nil || name != c.opts.Process) {
+		if !listed[name] && (self == nil || name != c.opts.Process) {
 			view.Members = append(view.Members, Member{Member: election.Member{Name: name, Native: true}})
 		}
 	}
 	slices.SortFunc(view.Members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	if self != nil && !view.Shadowed {
+		held, _ := own.Val()[0].(string)
+		view.Shadowed = c.foreign(held, ours)
+	}
 	return view, nil
+}
+
+// foreign reports whether the timestamp that is held under our own name is a native
+// member's: neither we wrote it nor the process whose entry has our name.
+func (c *Client) foreign(held string, entry uint64) bool {
+	v, ok := parseTimestamp(held)
+	if !ok || v == entry || v == election.ForcedActive || v == election.ForcedStandby {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !slices.Contains(c.wrote, v)
+}
+
+// writes remembers what is about to be written under our own name.
+func (c *Client) writes(value uint64) {
+	const enough = 8 // what is under way, with room to spare
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if slices.Contains(c.wrote, value) {
+		return
+	}
+	if len(c.wrote) == enough {
+		c.wrote = slices.Delete(c.wrote, 0, 1)
+	}
+	c.wrote = append(c.wrote, value)
 }
 
 // older says which of two processes of one name keeps it.
@@ -250,6 +291,9 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 	ttls := make([]*redis.DurationCmd, len(view.Members))
 	var set *redis.StatusCmd
 	var put *redis.IntCmd
+	if value != 0 {
+		c.writes(value)
+	}
 	_, _ = c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error { // each command has its own error
 		if value != 0 {
 			set = p.Set(ctx, k.Timestamp(c.opts.Process), value, c.opts.Expiry)
@@ -265,7 +309,7 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 	if value != 0 && (set.Err() != nil || put.Err() != nil) {
 		return fmt.Errorf("write to Redis at %s: %w", c.opts.Address, plain(errors.Join(set.Err(), put.Err())))
 	}
-	live := view.Members[:0]
+	live := make([]Member, 0, len(view.Members)+1)
 	for i := range view.Members {
 		m := view.Members[i]
 		s, getErr := values[i].Result()
@@ -291,6 +335,11 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 				m.TTL = 1
 			}
 		}
+		// What the member said last stays, as of one that is gone.
+		if !m.Gone && m.succeeded(view.RedisTime, c.opts.Expiry) && ttl > 0 && ttl <= maxNativeTTL {
+			live = append(live, Member{Member: election.Member{Name: m.Name, Native: true, Value: t, TTL: m.TTL}})
+			m.Gone, m.TTL = true, 0
+		}
 		if m.Left {
 			m.Gone, m.TTL = true, 0
 		}
@@ -311,6 +360,14 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 		})
 	}
 	return nil
+}
+
+// succeeded reports whether the timestamp under the member's name is a native
+// member's, which took the name over: the member itself has left, or was silent for
+// longer than what it writes lasts, and wrote another one.
+func (m *Member) succeeded(now int64, expiry time.Duration) bool {
+	return !m.Native && m.Value != m.Own && m.Value != election.ForcedActive && m.Value != election.ForcedStandby &&
+		(m.Left || now-m.Beat > expiry.Microseconds())
 }
 
 // isReply reports whether Redis itself answered with an error.

@@ -395,3 +395,103 @@ func FuzzEntry(f *testing.F) {
 		}
 	})
 }
+
+// TestNativeInOurName: a native member has the name that a bmpha had, as when one
+// collector is replaced by the other, or has the name of one that runs.
+func TestNativeInOurName(t *testing.T) {
+	const older = 1600000000000000
+	seen := func(t *testing.T, r rig.Redis, before func(a *Client)) {
+		t.Helper()
+		short := func(o *Options) { o.Expiry = 30 * time.Millisecond }
+		rdb := r.Client()
+		defer rdb.Close()
+		a := client(t, r, "a", short)
+		self := &Self{Instance: 1, Routers: map[string]election.RouterState{"r": {Hears: true, Sends: true, Mark: 42}}}
+		round(t, a, self, older+5)
+		before(a)
+		if err := rdb.Set(t.Context(), "lab+3+a"+suffix, older, 10*time.Second).Err(); err != nil {
+			t.Fatal(err)
+		}
+		b := client(t, r, "b", short)
+		got, _ := round(t, b, &Self{Instance: 2}, older+9)
+		var native, gone bool
+		for _, m := range got.Members {
+			if m.Name == "a" {
+				native = native || m.Native && m.Value == older && m.TTL > 0 && !m.Gone
+				gone = gone || m.Gone && m.Routers["r"].Mark == 42
+			}
+		}
+		if !native || !gone {
+			t.Errorf("seen as native: %v, last words: %v, in %+v", native, gone, got.Members)
+		}
+	}
+	t.Run("that has left", func(t *testing.T) {
+		eachRedis(t, rig.RedisOptions{}, func(t *testing.T, r rig.Redis) {
+			seen(t, r, func(a *Client) {
+				self := &Self{Instance: 1, Routers: map[string]election.RouterState{"r": {Mark: 42}}}
+				if err := a.Leave(t.Context(), self, older+5, time.Now().UnixMicro()); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	})
+	t.Run("that was killed", func(t *testing.T) {
+		eachRedis(t, rig.RedisOptions{}, func(t *testing.T, r rig.Redis) {
+			seen(t, r, func(*Client) {
+				rdb := r.Client()
+				defer rdb.Close()
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if err := rig.WaitFor(ctx, func() error {
+					if n := rdb.Exists(ctx, "lab+3+a"+suffix).Val(); n != 0 {
+						return fmt.Errorf("its key is still there")
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	})
+	t.Run("long ago", func(t *testing.T) {
+		r, err := rig.StartEmbeddedRedis(rig.RedisOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		rdb := r.Client()
+		defer rdb.Close()
+		gone := Self{Instance: 1, Left: true}
+		rdb.HSet(t.Context(), "bmpha:lab+3:members", "a", gone.encode(older, time.Now().Add(-20*time.Second).UnixMicro()))
+		rdb.Set(t.Context(), "lab+3+a"+suffix, older, 10*time.Second)
+		got, _ := round(t, client(t, r, "b"), &Self{Instance: 2}, older+9)
+		if m, ok := find(got, "a"); !ok || !m.Native || m.Value != older {
+			t.Errorf("seen as %+v (%v)", m, ok)
+		}
+	})
+	t.Run("that runs", func(t *testing.T) {
+		eachRedis(t, rig.RedisOptions{}, func(t *testing.T, r rig.Redis) {
+			rdb := r.Client()
+			defer rdb.Close()
+			a := client(t, r, "a")
+			self := &Self{Instance: 1}
+			for _, value := range []uint64{older + 5, election.ForcedActive, older + 7, election.ForcedStandby, older + 7} {
+				if got, _, err := a.Round(t.Context(), self, older+7, value, clock()); err != nil || got.Shadowed {
+					t.Fatalf("alone: %+v, %v", got, err)
+				}
+			}
+			rdb.Set(t.Context(), "lab+3+a"+suffix, older+6, 10*time.Second)
+			got, _ := round(t, a, self, older+7)
+			if !got.Shadowed || got.Wrote != 0 {
+				t.Errorf("%+v, want shadowed and nothing written", got)
+			}
+			if v := rdb.Get(t.Context(), "lab+3+a"+suffix).Val(); v != fmt.Sprint(older+6) {
+				t.Errorf("the native one's key holds %s", v)
+			}
+			rdb.Del(t.Context(), "lab+3+a"+suffix) // as when it has expired
+			if got, _ = round(t, a, self, older+7); got.Shadowed || got.Wrote != older+7 {
+				t.Errorf("after it: %+v", got)
+			}
+		})
+	})
+}
