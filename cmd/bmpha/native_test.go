@@ -406,6 +406,31 @@ func TestNativeReads(t *testing.T) {
 	}
 }
 
+// TestNativeSameName: a native member takes the name of a bmpha that has left, and
+// then of one that runs, which stays out and says so.
+func TestNativeSameName(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	a := l.start("a")
+	a.role(control.RoleActive)
+	b := l.start("b")
+	b.role(control.RoleStandby)
+	l.must(a.Stop())
+	b.role(control.RoleActive)
+	n := l.native(rig.NativeOptions{Process: "a", Value: "1600000000000000"})
+	l.nativeIs(n, rig.NativeActive)
+	b.role(control.RoleStandby)
+	l.must(a.Restart(t.Context()))
+	a.role(control.RoleStandby)
+	a.problem("name_taken")
+	l.must(b.Stop())
+	if s := a.status(); s.Role != control.RoleStandby || n.State() != rig.NativeActive || n.Value() == "" {
+		t.Errorf("a is %s (%s), the native one %s", s.Role, s.Reason, n.State())
+	}
+	l.must(n.Kill())
+	a.role(control.RoleActive)
+}
+
 // TestLongNative: bmpha and a native member end each other's time as active again
 // and again, with the default timers.
 func TestLongNative(t *testing.T) {
