@@ -198,8 +198,9 @@ func (p *proposer) relay() {
 			break
 		}
 	}
-	if c.daemon() != "pmbmpd" {
+	if c.daemon() != "pmbmpd" && !c.isTrue("bmp_daemon") {
 		d.set("bmp_daemon", "true", anchor, "")
+		p.hand("%s: this daemon hears no BMP yet: bmp_daemon is turned on (--mode intake leaves it off)", c.File)
 	}
 	host, target, _ := net.SplitHostPort(p.o.Target)
 	d.set("bmp_daemon_ip", host, anchor, "bmpha takes the routers' sessions and passes them on to here.")
