@@ -338,7 +338,7 @@ func (s *referenceSink) move(st *referenceStream) {
 
 func (s *referenceSink) fail(st *referenceStream, pos uint64, topic string, why error) {
 	if ofTopic(why) {
-		s.failTopic(&s.lanes[st.lane], s.names[s.topics[topic]])
+		s.failTopic(&s.lanes[st.lane], s.names[s.topics[topic]], why)
 	}
 	s.stop(st, pos, topic, why)
 	s.stats.Failed++
@@ -430,16 +430,16 @@ func (s *referenceSink) answered(l *referenceLane, t *referenceTopic, why kafka.
 		return
 	}
 	if t.used && ofTopic(why) {
-		s.failTopic(l, t)
+		s.failTopic(l, t, why)
 	}
 	t.partitions = 0
 	if t.missedAt.IsZero() {
 		t.missedAt = now
 	}
-	if why.Code() == kafka.ErrNoError || now.Sub(t.missedAt) < askPatience {
+	t.refuse(why, now)
+	if t.refusal == nil {
 		return
 	}
-	t.refusal, t.refusedAt = why, now
 	t.askAt = now.Add(min(askPause<<min(t.askFailures, 6), retryMax))
 	t.askFailures++
 }
@@ -454,8 +454,18 @@ func ofTopic(why error) bool {
 	return false
 }
 
-func (s *referenceSink) failTopic(l *referenceLane, t *referenceTopic) {
+// refuse keeps the reason why a topic has no partitions, as in shim.c.
+func (t *referenceTopic) refuse(why error, now time.Time) {
+	if code := codeOf(why); code == kafka.ErrNoError || code == kafka.ErrUnknownPartition ||
+		t.missedAt.IsZero() || now.Sub(t.missedAt) < askPatience {
+		return
+	}
+	t.refusal, t.refusedAt = why, now
+}
+
+func (s *referenceSink) failTopic(l *referenceLane, t *referenceTopic, why error) {
 	now := time.Now()
+	t.refuse(why, now)
 	t.apart, t.partitions = true, 0
 	l.renew = l != &s.lanes[bulk]
 	if now.Before(t.retryAt) {

@@ -115,7 +115,6 @@ WEAK int rd_kafka_fatal_error(rd_kafka_t *rk, char *errstr, size_t size);
 WEAK int rd_kafka_metadata(rd_kafka_t *rk, int all_topics, rd_kafka_topic_t *only, const struct rd_kafka_metadata **md, int timeout_ms);
 WEAK void rd_kafka_metadata_destroy(const struct rd_kafka_metadata *md);
 WEAK int rd_kafka_message_headers(const rd_kafka_message_t *msg, rd_kafka_headers_t **hdrs);
-WEAK int64_t rd_kafka_message_timestamp(const rd_kafka_message_t *msg, int *type);
 WEAK rd_kafka_headers_t *rd_kafka_headers_new(size_t initial_count);
 WEAK void rd_kafka_headers_destroy(rd_kafka_headers_t *hdrs);
 WEAK int rd_kafka_header_add(rd_kafka_headers_t *hdrs, const char *name, ssize_t name_size, const void *value, ssize_t value_size);
@@ -189,6 +188,7 @@ typedef struct {
 	uint32_t in_producer;
 	uint32_t dead;
 	int64_t told_at;     // ms; the last refusal of a topic that it was stopped for
+	int64_t *stamps;     // by position in the window, of those that go one by one
 	bk_ring ring;
 } stream;
 
@@ -268,7 +268,7 @@ int bk_linked(void) {
 	       rd_kafka_conf_dup && rd_kafka_conf_set && rd_kafka_conf_set_dr_msg_cb && rd_kafka_conf_set_error_cb &&
 	       rd_kafka_conf_set_log_cb && rd_kafka_conf_set_opaque && rd_kafka_conf_destroy && rd_kafka_destroy &&
 	       rd_kafka_opaque && rd_kafka_set_log_queue && rd_kafka_topic_new && rd_kafka_topic_destroy &&
-	       rd_kafka_message_headers && rd_kafka_message_timestamp && rd_kafka_headers_new &&
+	       rd_kafka_message_headers && rd_kafka_headers_new &&
 	       rd_kafka_headers_destroy && rd_kafka_header_add && rd_kafka_header_get_all && rd_kafka_conf_get && rd_kafka_last_error && rd_kafka_error_code &&
 	       rd_kafka_error_destroy && rd_kafka_err2str && rd_kafka_version_str;
 }
@@ -303,8 +303,18 @@ static int of_topic(int err) {
 	       err == ERR_TOPIC_EXCEPTION || err == ERR_TOPIC_AUTHORIZATION_FAILED || err == ERR_UNKNOWN_TOPIC_ID;
 }
 
-static void fail_topic(lane *l, topic *t) {
+// refuse keeps the reason why a topic has no partitions, once it had none for long
+// enough, for streams that wait for it.
+static void refuse(topic *t, int err, int64_t now) {
+	if (err == 0 || err == ERR_UNKNOWN_PARTITION || !t->missed_at || now - t->missed_at < ASK_PATIENCE_MS)
+		return;
+	t->refusal = err;
+	t->refused_at = now;
+}
+
+static void fail_topic(lane *l, topic *t, int err) {
 	int64_t now = now_ms();
+	refuse(t, err, now);
 	__atomic_store_n(&t->apart, 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&t->partitions, 0, __ATOMIC_RELAXED);
 	if (l->index != BK_BULK)
@@ -330,7 +340,7 @@ static void stop(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) 
 
 static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) {
 	if (of_topic(err))
-		fail_topic(&s->lanes[st->lane], &s->topics[topic]);
+		fail_topic(&s->lanes[st->lane], &s->topics[topic], err);
 	stop(s, st, err, pos, topic);
 }
 
@@ -393,14 +403,13 @@ static void answered(lane *l, topic *t, int no_answer, int err, uint32_t n) {
 		return;
 	}
 	if (t->used && of_topic(err))
-		fail_topic(l, t);
+		fail_topic(l, t, err);
 	__atomic_store_n(&t->partitions, 0, __ATOMIC_RELAXED);
 	if (!t->missed_at)
 		t->missed_at = now;
-	if (!err || now - t->missed_at < ASK_PATIENCE_MS)
+	refuse(t, err, now);
+	if (!t->refusal)
 		return;
-	t->refusal = err;
-	t->refused_at = now;
 	int64_t wait = ASK_PAUSE_MS << (t->ask_failures < 6 ? t->ask_failures : 6);
 	t->ask_failures++;
 	t->ask_at = now + (wait < RETRY_MAX_MS ? wait : RETRY_MAX_MS);
@@ -567,12 +576,11 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 		rd_kafka_headers_t *headers;
 		const void *header = NULL;
 		uint8_t *more = NULL;
-		int type;
 		bk_dead about = {
 			.stream = st->id, .topic = topic_of(s, l, m->rkt), .pos = pos, .err = m->err,
 			.has_key = m->key != NULL, .has_value = m->payload != NULL, .key_len = m->key ? m->key_len : 0,
 			.value_len = m->payload ? m->len : 0, .partition = m->partition,
-			.timestamp = bk_opaque_stamped(m->opaque) ? rd_kafka_message_timestamp(m, &type) : 0,
+			.timestamp = bk_opaque_stamped(m->opaque) && st->stamps ? st->stamps[pos & st->ring.mask] : 0,
 		};
 		if (rd_kafka_message_headers(m, &headers) == 0)
 			more = more_of(s, headers, &about.more_len, &header, &about.header_len);
@@ -909,6 +917,12 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 		if (!err) {
 			if (!__atomic_load_n(&rt->used, __ATOMIC_RELAXED))
 				__atomic_store_n(&rt->used, 1, __ATOMIC_RELAXED);
+			if (to == BK_SINGLE && r->timestamp > 0) { // which no report of a failure tells
+				if (!st->stamps)
+					st->stamps = calloc(st->ring.mask + 1, sizeof *st->stamps);
+				if (st->stamps)
+					st->stamps[(pos + i) & st->ring.mask] = r->timestamp;
+			}
 			err = produce(s, l, rkt, data, r, partition, bk_opaque(id, pos + i, r->timestamp > 0));
 		}
 		if (err == 0) {
@@ -1231,6 +1245,7 @@ void bk_free(bk_sink *s) {
 	for (uint32_t i = 0; i < s->streams_cap; i++)
 		if (s->streams[i]) {
 			bk_ring_free(&s->streams[i]->ring);
+			free(s->streams[i]->stamps);
 			free(s->streams[i]);
 		}
 	free(s->streams);
