@@ -18,18 +18,48 @@ import (
 // router's session to the next is cut. In the end Kafka says what the router says.
 func TestFRR(t *testing.T) {
 	rig.Require(t, rig.FRRPart)
-	realRouter(t, func(ctx context.Context, o rig.RouterOptions) (rig.Router, error) { return rig.StartFRR(ctx, o) })
+	realRouter(t, startFRR, plainPair)
 }
 
 func TestGoBGP(t *testing.T) {
 	rig.Require(t, rig.GoBGPPart)
-	realRouter(t, func(ctx context.Context, o rig.RouterOptions) (rig.Router, error) { return rig.StartGoBGP(ctx, o) })
+	realRouter(t, startGoBGP, plainPair)
 }
 
-func realRouter(t *testing.T, start func(context.Context, rig.RouterOptions) (rig.Router, error)) {
+// TestFRRBeside and TestGoBGPBeside: the same through two pmbmpd, each between the
+// two sides of a collector.
+func TestFRRBeside(t *testing.T) {
+	rig.Require(t, rig.FRRPart, rig.PmbmpdPart)
+	realRouter(t, startFRR, besidePair)
+}
+
+func TestGoBGPBeside(t *testing.T) {
+	rig.Require(t, rig.GoBGPPart, rig.PmbmpdPart)
+	realRouter(t, startGoBGP, besidePair)
+}
+
+func startFRR(ctx context.Context, o rig.RouterOptions) (rig.Router, error) {
+	return rig.StartFRR(ctx, o)
+}
+
+func startGoBGP(ctx context.Context, o rig.RouterOptions) (rig.Router, error) {
+	return rig.StartGoBGP(ctx, o)
+}
+
+func plainPair(l *lab) []*member { return l.cluster("a", "b") }
+
+func besidePair(l *lab) []*member {
+	a := l.station("a", "pmbmpd", nil)
+	a.role(control.RoleActive)
+	b := l.station("b", "pmbmpd", nil)
+	b.role(control.RoleStandby)
+	return []*member{a.member, b.member}
+}
+
+func realRouter(t *testing.T, start func(context.Context, rig.RouterOptions) (rig.Router, error), pair func(*lab) []*member) {
 	t.Parallel()
 	l := newLab(t).consume(1)
-	ms := l.cluster("a", "b")
+	ms := pair(l)
 	a, b := ms[0], ms[1]
 
 	local := netip.MustParseAddr("127.2.0.7")
@@ -49,7 +79,7 @@ func realRouter(t *testing.T, start func(context.Context, rig.RouterOptions) (ri
 	talk.everything()
 	for _, m := range ms {
 		m.seen("the router and its peer", func(st *control.Status) error {
-			if len(st.Routers) != 1 || st.Routers[0].Session == nil || st.Routers[0].PeersUp == 0 {
+			if len(st.Routers) != 1 || st.Routers[0].Session == nil || !st.Routers[0].Heard || st.Routers[0].PeersUp == 0 {
 				return fmt.Errorf("%s hears %+v", m.name, st.Routers)
 			}
 			return nil
@@ -131,7 +161,8 @@ func (l *lab) postPolicy() (rig.Table, error) {
 		var v struct {
 			Type    string `json:"bmp_msg_type"`
 			Log     string `json:"log_type"`
-			RIB     string `json:"bmp_rib_type"`
+			In      int    `json:"is_in"` // in every dialect, unlike bmp_rib_type
+			Post    int    `json:"is_post"`
 			Peer    string `json:"peer_ip"`
 			Prefix  string `json:"ip_prefix"`
 			NextHop string `json:"bgp_nexthop"`
@@ -148,7 +179,7 @@ func (l *lab) postPolicy() (rig.Table, error) {
 					delete(routes, k)
 				}
 			}
-		case v.RIB != "Adj-Rib-In Post-Policy":
+		case v.In != 1 || v.Post != 1:
 		case v.Log == "withdraw":
 			delete(routes, key)
 		case v.Log == "update":

@@ -30,14 +30,11 @@ type supply struct {
 	producers map[uint64]*producer
 	live      int   // producers of live records, not of dumps alone
 	lost      int64 // when the last of them went, 0 while there is one or never was
-	seen      bool  // there was one
+	seen      bool  // there was a producer
 }
 
 type producer struct {
-	*intake.Producer
-	since   int64
-	records uint64
-	live    bool
+	live bool // has sent live records
 }
 
 func (p *supply) init(c *Collector) {
@@ -49,7 +46,8 @@ func (p *supply) init(c *Collector) {
 // Connected follows a new producer.
 func (p *supply) Connected(q *intake.Producer) {
 	p.mu.Lock()
-	p.producers[q.ID] = &producer{Producer: q, since: p.c.clock.now()}
+	p.producers[q.ID] = &producer{}
+	p.seen = true
 	p.mu.Unlock()
 	p.c.log.Info("producer connected", "address", q.Addr, "client_id", q.ClientID)
 }
@@ -76,13 +74,10 @@ func (p *supply) Disconnected(q *intake.Producer, err error) {
 func (p *supply) Take(ctx context.Context, q *intake.Producer, recs []intake.Record) error {
 	live, err := p.take(ctx, recs, "producer/"+q.ClientID)
 	p.mu.Lock()
-	if pr := p.producers[q.ID]; pr != nil {
-		pr.records += uint64(len(recs))
-		if live && !pr.live {
-			pr.live = true
-			p.live++
-			p.lost, p.seen = 0, true
-		}
+	if pr := p.producers[q.ID]; pr != nil && live && !pr.live {
+		pr.live = true
+		p.live++
+		p.lost = 0
 	}
 	p.mu.Unlock()
 	return err

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -14,8 +15,10 @@ import (
 
 // PmbmpdOptions say how pmacct's collector is set up.
 type PmbmpdOptions struct {
-	Dir    string   // where it keeps configuration and log; "" is a temporary folder
-	Config []string // further lines "key: value", such as the topic or the file to write to
+	// Program is pmbmpd, or nfacctd with its BMP thread; "" is pmbmpd.
+	Program string
+	Dir     string   // where it keeps configuration and log; "" is a temporary folder
+	Config  []string // further lines "key: value", such as the topic or the file to write to
 	// Kafka is the broker that its records go to, host:port; "" leaves that to
 	// Config.
 	Kafka, Topic string
@@ -34,13 +37,14 @@ var _ Server = (*Pmbmpd)(nil)
 // StartPmbmpd starts pmbmpd and waits until it listens.
 func StartPmbmpd(ctx context.Context, o PmbmpdOptions) (*Pmbmpd, error) {
 	d := &Pmbmpd{}
+	program := cmp.Or(o.Program, "pmbmpd")
 	var err error
-	if d.dir, err = makeFolder(o.Dir, "pmbmpd"); err != nil {
-		return nil, fmt.Errorf("start pmbmpd: %w", err)
+	if d.dir, err = makeFolder(o.Dir, program); err != nil {
+		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
 	if d.addr, err = freeAddr(); err != nil {
 		d.dir.remove()
-		return nil, fmt.Errorf("start pmbmpd: %w", err)
+		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
 	host, port := hostPort(d.addr)
 	lines := []string{
@@ -49,11 +53,20 @@ func StartPmbmpd(ctx context.Context, o PmbmpdOptions) (*Pmbmpd, error) {
 		"bmp_daemon_port: " + strconv.Itoa(port),
 		"bmp_daemon_max_peers: 200",
 	}
+	if program != "pmbmpd" { // there BMP is a thread beside the flows
+		flows, err := FreePort("")
+		if err != nil {
+			d.dir.remove()
+			return nil, fmt.Errorf("start %s: %w", program, err)
+		}
+		lines = append(lines, "bmp_daemon: true", program+"_ip: "+host, program+"_port: "+strconv.Itoa(flows), "plugins: memory",
+			"imt_path: "+filepath.Join(d.dir.path, "pipe"))
+	}
 	if o.Kafka != "" {
 		kafkaHost, kafkaPort, err := net.SplitHostPort(o.Kafka)
 		if err != nil {
 			d.dir.remove()
-			return nil, fmt.Errorf("start pmbmpd: kafka: %w", err)
+			return nil, fmt.Errorf("start %s: kafka: %w", program, err)
 		}
 		lines = append(lines,
 			"bmp_daemon_msglog_kafka_broker_host: "+kafkaHost,
@@ -61,14 +74,14 @@ func StartPmbmpd(ctx context.Context, o PmbmpdOptions) (*Pmbmpd, error) {
 			"bmp_daemon_msglog_kafka_topic: "+o.Topic)
 	}
 	lines = append(lines, o.Config...)
-	conf := filepath.Join(d.dir.path, "pmbmpd.conf")
+	conf := filepath.Join(d.dir.path, program+".conf")
 	if err := os.WriteFile(conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		d.dir.remove()
-		return nil, fmt.Errorf("start pmbmpd: %w", err)
+		return nil, fmt.Errorf("start %s: %w", program, err)
 	}
 	d.Process, err = Start(ctx, Command{
-		Name: "pmbmpd", Path: "/usr/sbin/pmbmpd", Args: []string{"-f", conf},
-		Log:        filepath.Join(d.dir.path, "pmbmpd.log"),
+		Name: program, Path: "/usr/sbin/" + program, Args: []string{"-f", conf},
+		Log:        filepath.Join(d.dir.path, program+".log"),
 		StopSignal: syscall.SIGINT, Grace: 4 * time.Second,
 		Ready: func() error { return listening(d.addr) },
 	})

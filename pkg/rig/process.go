@@ -181,6 +181,9 @@ func (p *Process) Alive() bool { return p.latest().alive() }
 func (p *Process) Done() <-chan struct{} { return p.latest().done }
 
 // ExitCode waits for the end of the present run and returns its exit code, or
+// LogFile returns the file that its output goes to, "" if it is discarded.
+func (p *Process) LogFile() string { return p.cmd.Log }
+
 // -1 when a signal ended it.
 func (p *Process) ExitCode() int {
 	r := p.latest()
