@@ -1,7 +1,7 @@
 // Command bench prints the numbers that this project is judged by: what decoding,
 // encoding, holding and handing over cost, what the whole collector costs beside
-// pmacct's pmbmpd, what a standby costs, and how long a takeover takes. It is run
-// by scripts/bench; docs/benchmarks.md explains a run.
+// pmacct's pmbmpd, what a standby costs, how long a takeover takes, and how fast
+// the disk spool is. It is run by scripts/bench; docs/benchmarks.md explains a run.
 //
 // It promises to be fair and to count: both daemons get the same bytes, send to
 // the same broker, take turns in one run, and a run counts only with every record
@@ -74,7 +74,7 @@ func bench(ctx context.Context) error {
 	flag.BoolVar(&r.quick, "short", false, "fewer and shorter runs, for looking")
 	flag.IntVar(&r.messages, "messages", 0, "BMP `messages` of the throughput stream (0: 500000, with -short 100000)")
 	jsonFile := flag.String("json", "", "write the results to this `file`, too")
-	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover")
+	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover, spool")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
@@ -110,6 +110,7 @@ func bench(ctx context.Context) error {
 		run  func(context.Context) ([]*table, error)
 	}{
 		{"code", r.code}, {"whole", r.whole}, {"real", r.real}, {"standby", r.standby}, {"takeover", r.takeover},
+		{"spool", r.spool},
 	}
 	for name := range strings.SplitSeq(*only, ",") {
 		known := name == ""
