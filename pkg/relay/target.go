@@ -1,0 +1,327 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// A target is one station with all that waits for it.
+type target struct {
+	relay   *Relay
+	address string
+	log     *slog.Logger
+	noise   *rate.Limiter // for log lines that sessions cause
+	budget  *budget
+	kick    chan struct{} // of capacity 1: the pacer has news
+	bytes   atomic.Uint64
+	probes  sync.WaitGroup
+
+	mu          sync.Mutex // a link's lock may be held when it is taken, not the other way round
+	pacer       *pacer
+	links       map[uint64]*link
+	lastKey     uint64
+	spare       *wire
+	spareHeader []byte // of a router that waits, see pacer
+	over        bool   // no new spare
+	cuts        uint64
+	losses      uint64
+	resets      uint64
+	lastError   string
+}
+
+func newTarget(r *Relay, address string) *target {
+	return &target{
+		relay: r, address: address, log: r.o.Log.With("target", address),
+		noise:  rate.NewLimiter(rate.Every(10*time.Second), 5),
+		budget: newBudget(r.o.Buffer), kick: make(chan struct{}, 1),
+		pacer: newPacer(r.o.Parallel, r.o.Resync), links: make(map[uint64]*link),
+	}
+}
+
+func (t *target) notify() {
+	select {
+	case t.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (t *target) all() []*link {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*link, 0, len(t.links))
+	for _, l := range t.links {
+		all = append(all, l)
+	}
+	return all
+}
+
+// open makes the link of a new session; the caller runs it.
+func (t *target) open(s *Stream, header []byte) *link {
+	l := &link{target: t, stream: s, header: header, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	l.queue.budget = t.budget
+	t.budget.join(&l.queue.account)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lastKey++
+	l.key = t.lastKey
+	for _, other := range t.links {
+		if other.stream.router.Addr() == s.router.Addr() && other.stream.closed.Load() {
+			l.before = append(l.before, other)
+		}
+	}
+	t.links[l.key] = l
+	t.pacer.opened(time.Now(), l.key, s.router.Addr())
+	t.notify()
+	return l
+}
+
+// forget drops a link that has come to its end. A lost one stays until its session
+// ends, too.
+func (t *target) forget(l *link) {
+	if !l.stream.closed.Load() {
+		return
+	}
+	t.mu.Lock()
+	_, known := t.links[l.key]
+	delete(t.links, l.key)
+	t.mu.Unlock()
+	if known {
+		t.budget.leave(&l.queue.account)
+	}
+}
+
+// ended follows the end of a session.
+func (t *target) ended(l *link) {
+	t.mu.Lock()
+	t.pacer.closed(time.Now(), l.key)
+	t.mu.Unlock()
+	t.notify()
+	select {
+	case <-l.done:
+		t.forget(l)
+	default: // run does
+	}
+}
+
+func (t *target) connected(l *link) {
+	t.mu.Lock()
+	t.pacer.up(time.Now(), l.key)
+	t.mu.Unlock()
+	t.notify()
+}
+
+// lost follows the end of a connection that was not to end.
+func (t *target) lost(l *link, err error) {
+	t.mu.Lock()
+	t.pacer.lost(time.Now(), l.key)
+	if err == errFull {
+		t.cuts++
+	} else {
+		t.losses++
+	}
+	t.lastError = err.Error()
+	if l.header != nil {
+		t.spareHeader = l.header
+	}
+	t.mu.Unlock()
+	t.notify()
+	if t.noise.Allow() {
+		t.log.Warn("relay target has lost a session", "session", l.stream.id, "router", l.stream.router.Addr(), "error", err)
+	}
+}
+
+// connect returns a connection to the target. The caller must say the header
+// before it closes it.
+func (t *target) connect() (*wire, error) {
+	t.mu.Lock()
+	w := t.spare
+	if w != nil {
+		t.spare = nil
+		t.pacer.spareTaken()
+	}
+	t.mu.Unlock()
+	if w != nil {
+		w.onEnd(nil)
+		return w, nil
+	}
+	return t.dial()
+}
+
+func (t *target) dial() (*wire, error) {
+	ctx, cancel := context.WithTimeout(t.relay.ctx, dialWithin)
+	defer cancel()
+	conn, err := t.relay.o.Dial(ctx, "tcp", t.address)
+	if err != nil {
+		return nil, err
+	}
+	return newWire(conn), nil
+}
+
+// probe makes the spare connection.
+func (t *target) probe() {
+	w, err := t.dial()
+	t.mu.Lock()
+	t.pacer.probed(time.Now(), err == nil)
+	if err != nil {
+		t.lastError = err.Error()
+	}
+	over := t.over
+	if err == nil && !over {
+		t.spare = w
+	}
+	t.mu.Unlock()
+	t.notify()
+	switch {
+	case err != nil:
+	case over:
+		t.leave(w)
+	default:
+		w.onEnd(func(err error) { t.spareEnded(w, err) })
+	}
+}
+
+func (t *target) spareEnded(w *wire, err error) {
+	t.mu.Lock()
+	ours := t.spare == w
+	if ours {
+		t.spare = nil
+		t.lastError = err.Error()
+		t.pacer.spareLost(time.Now())
+	}
+	t.mu.Unlock()
+	if ours {
+		w.conn.Close()
+		t.notify()
+	}
+}
+
+// leave closes a spare that nobody has used.
+func (t *target) leave(w *wire) {
+	t.mu.Lock()
+	header := t.spareHeader
+	t.mu.Unlock()
+	_ = w.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = w.conn.Write(header) // no matter if it is lost
+	w.conn.Close()
+	<-w.over
+}
+
+// run does what the pacer says.
+func (t *target) run() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	state := Idle
+	for {
+		t.poll()
+		now := time.Now()
+		t.mu.Lock()
+		reset, probe, next := t.pacer.step(now)
+		streams := make([]*Stream, 0, len(reset))
+		for _, key := range reset {
+			streams = append(streams, t.links[key].stream)
+		}
+		t.resets += uint64(len(reset))
+		was, waiting, lastError := state, t.pacer.without(), t.lastError
+		state = t.pacer.state()
+		t.mu.Unlock()
+		if state != was {
+			t.say(state, was, waiting, lastError)
+		}
+		if probe {
+			t.probes.Go(t.probe)
+		}
+		for _, s := range streams {
+			if t.noise.Allow() {
+				t.log.Info("session starts over for a relay target", "session", s.id, "router", s.router.Addr())
+			}
+			s.reset()
+		}
+		wait := time.Hour
+		if !next.IsZero() {
+			wait = max(time.Until(next), time.Millisecond)
+		}
+		timer.Reset(wait)
+		select {
+		case <-t.kick:
+		case <-timer.C:
+		case <-t.relay.ctx.Done():
+			t.mu.Lock()
+			t.over = true
+			w := t.spare
+			t.spare = nil
+			t.mu.Unlock()
+			if w != nil {
+				t.leave(w)
+			}
+			t.probes.Wait()
+			return
+		}
+	}
+}
+
+func (t *target) say(state, was State, waiting int, lastError string) {
+	switch {
+	case state == Down:
+		t.log.Error("relay target is down", "error", lastError, "waiting", waiting)
+	case state == Up || state == Resyncing && was != Up:
+		if t.noise.Allow() {
+			t.log.Info("relay target is up", "waiting", waiting)
+		}
+	}
+}
+
+// poll tells the pacer which sessions are drained.
+func (t *target) poll() {
+	t.mu.Lock()
+	var links []*link
+	for _, key := range t.pacer.watched() {
+		links = append(links, t.links[key])
+	}
+	t.mu.Unlock()
+	for _, l := range links {
+		yes := l.drained()
+		t.mu.Lock()
+		t.pacer.drained(time.Now(), l.key, yes)
+		t.mu.Unlock()
+	}
+}
+
+func (t *target) pause(on bool) {
+	t.mu.Lock()
+	t.pacer.paused = on
+	t.mu.Unlock()
+	t.notify()
+	var deadline time.Time
+	if on {
+		deadline = time.Unix(1, 0) // ends a write that waits
+	}
+	for _, l := range t.all() {
+		l.mu.Lock()
+		if l.wire != nil {
+			_ = l.wire.conn.SetWriteDeadline(deadline) // fails when it is closed
+		}
+		l.mu.Unlock()
+		l.notify()
+	}
+}
+
+func (t *target) status() Target {
+	var buffered int64
+	for _, l := range t.all() {
+		l.mu.Lock()
+		buffered += l.queue.size
+		l.mu.Unlock()
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return Target{
+		Address: t.address, State: t.pacer.state(), Since: t.pacer.since, Sessions: t.pacer.connected,
+		Waiting: t.pacer.without(), Buffered: buffered, Bytes: t.bytes.Load(),
+		Cuts: t.cuts, Lost: t.losses, Resets: t.resets, LastError: t.lastError,
+	}
+}
