@@ -96,13 +96,7 @@ func TestLibrdkafka(t *testing.T) {
 		for _, idempotent := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/idempotent=%v", codec, idempotent), func(t *testing.T) {
 				k := &keeper{}
-				b, addr, _ := serve(t, Options{Handler: k})
-				through, err := rig.NewProxy(addr)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer through.Close()
-				b.host, b.port = "127.0.0.1", portOf(through.Addr())
+				_, through := serveBehind(t, k)
 				librdkafka(t, kafka.ConfigMap{"bootstrap.servers": through.Addr(), "compression.type": codec,
 					"enable.idempotence": idempotent, "linger.ms": 5}, 3000)
 				compare(t, k.all(), 3000, start)
@@ -115,10 +109,17 @@ func TestLibrdkafka(t *testing.T) {
 	}
 }
 
-func portOf(addr string) int32 {
-	var n int32
-	_, _ = fmt.Sscanf(addr[strings.LastIndexByte(addr, ':')+1:], "%d", &n)
-	return n
+// serveBehind starts a broker that clients reach through a proxy.
+func serveBehind(t *testing.T, h Handler) (*Broker, *rig.Proxy) {
+	t.Helper()
+	through, err := rig.NewProxy("127.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { through.Close() })
+	b, addr, _ := serve(t, Options{Handler: h, Advertise: through.Addr()})
+	through.SetTarget(addr)
+	return b, through
 }
 
 // librdkafka produces n samples and fails unless all are acknowledged.
@@ -176,13 +177,7 @@ func TestCut(t *testing.T) {
 	for name, run := range producers {
 		t.Run(name, func(t *testing.T) {
 			k := &keeper{}
-			b, addr, _ := serve(t, Options{Handler: k})
-			through, err := rig.NewProxy(addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer through.Close()
-			b.host, b.port = "127.0.0.1", portOf(through.Addr())
+			b, through := serveBehind(t, k)
 			// Slowly enough for cuts to hit it half-way.
 			through.Rate(2 << 20)
 			stop, stopped := make(chan struct{}), make(chan struct{})
@@ -214,13 +209,7 @@ func TestCut(t *testing.T) {
 // in flight comes again and is known.
 func TestLostAnswer(t *testing.T) {
 	k := &keeper{block: make(chan struct{})}
-	b, addr, _ := serve(t, Options{Handler: k})
-	through, err := rig.NewProxy(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer through.Close()
-	b.host, b.port = "127.0.0.1", portOf(through.Addr())
+	b, through := serveBehind(t, k)
 	go func() {
 		until(t, "a batch is being taken", func() bool { return k.entered() > 0 })
 		through.Drop() // the batch is in Take, its answer has nowhere to go

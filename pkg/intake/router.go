@@ -27,9 +27,14 @@ func (k Kind) String() string { return [...]string{"other", "opened", "closed", 
 // It allocates nothing.
 func Identify(value []byte) (router netip.Addr, kind Kind, ok bool) {
 	if len(value) > 0 && value[0] == '{' {
-		return identifyJSON(value)
+		router, kind, ok = identifyJSON(value)
+	} else {
+		router, kind, ok = identifyAvro(value)
 	}
-	return identifyAvro(value)
+	if !ok {
+		return netip.Addr{}, Other, false
+	}
+	return router, kind, true
 }
 
 // identifyJSON looks at the keys of the outermost object, in any order, up to where
@@ -39,7 +44,7 @@ func identifyJSON(b []byte) (router netip.Addr, kind Kind, ok bool) {
 	event := false
 	i := space(b, 1)
 	for i < len(b) && b[i] == '"' {
-		key, at, plain := quoted(b, i+1)
+		key, at := quoted(b, i+1)
 		if at < 0 {
 			return netip.Addr{}, Other, false
 		}
@@ -50,15 +55,14 @@ func identifyJSON(b []byte) (router netip.Addr, kind Kind, ok bool) {
 			return netip.Addr{}, Other, false
 		}
 		if b[i] == '"' {
-			text, at, simple := quoted(b, i+1)
+			text, at := quoted(b, i+1)
 			if at < 0 {
 				return netip.Addr{}, Other, false
 			}
 			i = at
 			switch {
-			case !plain:
 			case len(key) == 10 && string(key) == "bmp_router":
-				if !simple || bmp.IsValid() {
+				if bmp.IsValid() {
 					return netip.Addr{}, Other, false
 				}
 				if bmp, ok = address(text); !ok {
@@ -71,7 +75,7 @@ func identifyJSON(b []byte) (router netip.Addr, kind Kind, ok bool) {
 				kind, _ = eventKind(text)
 				event = true
 			case len(key) == 11 && string(key) == "peer_ip_src":
-				if !simple || bgp.IsValid() {
+				if bgp.IsValid() {
 					return netip.Addr{}, Other, false
 				}
 				if bgp, ok = address(text); !ok {
@@ -109,29 +113,21 @@ func space(b []byte, i int) int {
 }
 
 // quoted returns the text of a string that begins at i, after its quote, and the
-// index after its closing quote, -1 if there is none. plain means that nothing in
-// it is escaped.
-func quoted(b []byte, i int) (text []byte, end int, plain bool) {
-	plain = true
+// index after its closing quote, -1 if there is none. What is escaped stays so: a
+// key or an address with anything escaped is not one of those looked for.
+func quoted(b []byte, i int) (text []byte, end int) {
 	for at := i; ; {
 		n := bytes.IndexByte(b[at:], '"')
 		if n < 0 {
-			return nil, -1, false
+			return nil, -1
 		}
 		q := at + n
 		slashes := 0
 		for q-slashes > i && b[q-slashes-1] == '\\' {
 			slashes++
 		}
-		if slashes == 0 && plain {
-			// Backslashes elsewhere in it do not matter to where it ends, but to
-			// what it says; short texts are the ones that are looked at.
-			text = b[i:q]
-			return text, q + 1, len(text) > 64 || bytes.IndexByte(text, '\\') < 0
-		}
-		plain = false
 		if slashes%2 == 0 {
-			return b[i:q], q + 1, false
+			return b[i:q], q + 1
 		}
 		at = q + 1
 	}
@@ -161,7 +157,7 @@ func skip(b []byte, i int) int {
 				return i + 1
 			}
 		case '"':
-			_, end, _ := quoted(b, i+1)
+			_, end := quoted(b, i+1)
 			if end < 0 {
 				return -1
 			}
@@ -245,7 +241,9 @@ func datum(b []byte) (netip.Addr, Kind, bool) {
 	}
 	// What happened: two optional timestamps before event_type. Otherwise
 	// event_type comes at once.
-	if then := a; then.optionalStamp() && then.optionalStamp() {
+	then := a
+	event, arrival := then.optionalStamp(), then.optionalStamp()
+	if event && arrival {
 		if kind, ok := eventKind(then.text()); ok && !then.bad {
 			router, ok := address(then.text())
 			then.port()
