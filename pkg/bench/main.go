@@ -54,6 +54,13 @@ func main() {
 		}
 		return
 	}
+	if os.Getenv(relayEnv) != "" {
+		if err := runRelay(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	redis.SetLogger(silent{}) // says a lot while a server starts
@@ -74,7 +81,7 @@ func bench(ctx context.Context) error {
 	flag.BoolVar(&r.quick, "short", false, "fewer and shorter runs, for looking")
 	flag.IntVar(&r.messages, "messages", 0, "BMP `messages` of the throughput stream (0: 500000, with -short 100000)")
 	jsonFile := flag.String("json", "", "write the results to this `file`, too")
-	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover, spool")
+	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover, relay, spool")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
@@ -110,6 +117,7 @@ func bench(ctx context.Context) error {
 		run  func(context.Context) ([]*table, error)
 	}{
 		{"code", r.code}, {"whole", r.whole}, {"real", r.real}, {"standby", r.standby}, {"takeover", r.takeover},
+		{"relay", r.relay},
 		{"spool", r.spool},
 	}
 	for name := range strings.SplitSeq(*only, ",") {
