@@ -450,6 +450,9 @@ func TestLongNative(t *testing.T) {
 		l.more(trafficRate)
 		l.same(r)
 		r.Pause(false)
+		n.Regenerate() // in case that a busy machine made it the older one
+		a.role(control.RoleActive)
+		l.nativeIs(n, rig.NativeStandby)
 		w = l.watch([]*rig.NativeMember{n}, a)
 		l.must(a.Kill())
 		if err := n.Await(l.within(30*time.Second), rig.NativeActive); err != nil {
