@@ -217,7 +217,7 @@ func (m *member) end() {
 		}
 	}
 	if t.Failed() {
-		t.Logf("log of %s:\n%s", m.name, b[max(0, len(b)-6000):])
+		t.Logf("log of %s:\n%s", m.name, b[max(0, len(b)-60000):])
 	}
 }
 

@@ -103,35 +103,33 @@ func (c *Collector) tend(ctx context.Context) {
 }
 
 // Where the pressure of a full log is passed on to pmacct and the routers, and
-// where it ends, in percent of memory. Below that pmacct's producer, which throws
-// away all it has when it is refused something, is never made to wait.
+// where it ends, in percent of what the log can have. Below that pmacct's producer,
+// which throws away all it has when it is refused something, is never made to wait.
 const (
-	pressureOn  = 80
-	pressureOff = 60
+	pressureOn  = 75
+	pressureOff = 50
 )
 
-// pressure reports whether pmacct is to get no more for now.
+// pressure reports whether pmacct is to get no more for now, because what it
+// makes would find no room. A standby goes on and drops what is oldest.
 func (c *Collector) pressure(paused bool) bool {
+	limit := pressureOn
+	if paused {
+		limit = pressureOff
+	}
 	if c.spool != nil {
 		used, most := c.spool.Used()
-		return used > most/100*pressureOn || paused && used > most/100*pressureOff
-	}
-	percent := c.budget.Used() * 100 / c.budget.Limit()
-	if paused {
-		return percent > pressureOff
-	}
-	if percent <= pressureOn {
-		return false
+		return used > most/100*int64(limit)
 	}
 	for _, r := range c.routers.all() {
 		r.mu.Lock()
-		needed := r.pmacct && r.stream.Needed()
+		full := r.pmacct && r.stream.Needed() && r.held.Filled() > limit
 		r.mu.Unlock()
-		if needed {
+		if full {
 			return true
 		}
 	}
-	return false // a standby goes on and drops what is oldest
+	return false
 }
 
 // unfit says why this collector cannot do its job, "" if it can.

@@ -28,8 +28,9 @@ type overflow struct {
 	queue     *spool.Queue // nil until there is something
 	moved     uint64       // entries read back into memory
 	moves     []move       // not yet acknowledged, oldest first
-	recovered int64        // entries still to come that another process left
+	recovered uint64       // where, in entries of the queue, those of another process end
 	open      bool         // a recovered session is open in the log
+	told      bool         // what is on disk begins with all that decoding needs
 	failing   string
 
 	prelude []byte          // body of the opening of the session
@@ -113,7 +114,7 @@ func (c *Collector) toSpool(r *router, kind hold.Kind, session uint32, at int64,
 			o.queue = q
 		}
 		e := spool.Entry{Session: session, Arrival: c.clock.toRedis(at)}
-		if o.queue.Len() == 0 && kind != hold.Opened && len(o.prelude) > 0 {
+		if !o.told && kind != hold.Opened && len(o.prelude) > 0 {
 			e.Kind, e.Body = preludeOpened, o.prelude
 			if err := o.queue.Append(&e); err != nil {
 				return err
@@ -125,6 +126,7 @@ func (c *Collector) toSpool(r *router, kind hold.Kind, session uint32, at int64,
 				}
 			}
 		}
+		o.told = true
 		e.Kind, e.Body = uint8(kind), body
 		return o.queue.Append(&e)
 	}()
@@ -168,14 +170,16 @@ func (c *Collector) fetch(r *router) {
 		if !ok || !o.accept(c, r, &e) {
 			break
 		}
+		session, at := e.Session, e.Arrival
 		o.queue.Next()
 		o.moved++
-		if o.recovered > 0 {
-			if o.recovered--; o.recovered == 0 && o.open {
-				o.open = false
-				r.stream.TryAppend(hold.Closed, e.Session, c.clock.fromRedis(e.Arrival), nil) // has room always
-			}
+		if o.open && !o.foreign() {
+			o.open = false
+			r.stream.TryAppend(hold.Closed, session, c.clock.fromRedis(at), nil) // has room always
 		}
+	}
+	if o.queue.Len() == 0 {
+		o.told = false
 	}
 	if o.moved != before {
 		if _, to = r.stream.Positions(); len(o.moves) > 0 && o.moves[len(o.moves)-1].pos == to {
@@ -185,20 +189,23 @@ func (c *Collector) fetch(r *router) {
 	}
 }
 
+// foreign reports whether the next entry of the queue is another process'.
+func (o *overflow) foreign() bool { return o.queue.Moved()+o.queue.Lost() < o.recovered }
+
 // accept puts an entry of the queue into the log and reports whether it is done
 // with.
 func (o *overflow) accept(c *Collector, r *router, e *spool.Entry) bool {
-	kind := hold.Kind(e.Kind)
+	kind, foreign := hold.Kind(e.Kind), o.foreign()
 	switch {
 	case e.Kind == preludeOpened || e.Kind == preludePeerUp:
-		if o.recovered == 0 {
+		if !foreign {
 			return true // it is in our log already
 		}
 		kind = hold.Kind(e.Kind - 16)
 	case kind > hold.Closed:
 		return true // of a later version
 	}
-	if o.recovered > 0 {
+	if foreign {
 		switch kind {
 		case hold.Opened:
 			o.open = true
@@ -209,7 +216,7 @@ func (o *overflow) accept(c *Collector, r *router, e *spool.Entry) bool {
 	if !r.stream.TryAppend(kind, e.Session, c.clock.fromRedis(e.Arrival), e.Body) {
 		return false
 	}
-	if o.recovered > 0 {
+	if foreign {
 		r.stream.Repeated() // some of it may have been sent
 	}
 	return true
@@ -229,7 +236,7 @@ func (c *Collector) recover() error {
 			return err
 		}
 		r.mu.Lock()
-		r.spool.queue, r.spool.recovered = q, q.Len()
+		r.spool.queue, r.spool.recovered = q, uint64(q.Len())+q.Lost()
 		r.facts.sessions++ // else it would count as one that nobody has heard
 		r.mu.Unlock()
 		r.log.Warn("found what an earlier process could not send", "messages", left.Entries, "bytes", left.Bytes)

@@ -72,6 +72,16 @@ func (b *Budget) leave(l *Log) {
 	b.recount()
 }
 
+func (b *Budget) filled(l *Log) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	room := max(0, b.share()-l.charged) + max(0, b.limit-b.limit/2-b.shared)
+	if l.charged == 0 {
+		return 0
+	}
+	return int(l.charged * 100 / (l.charged + room))
+}
+
 // recount follows a change of the guaranteed share.
 func (b *Budget) recount() {
 	share := b.share()

@@ -144,6 +144,10 @@ func (l *Log) Len() int { return int(l.end - l.tail.pos) }
 // Bytes returns the bytes of the bodies held.
 func (l *Log) Bytes() int64 { return l.body }
 
+// Filled returns how much of the memory that the log could have by now it holds,
+// in percent.
+func (l *Log) Filled() int { return l.budget.filled(l) }
+
 // Sync makes c valid again after the log was changed. Call it under the lock,
 // before reading on with Next. A cursor that the tail has passed moves to the
 // tail.
