@@ -351,6 +351,13 @@ func (d *decoder) checkHold() {
 	if c.Hold.Window < least || least < c.Redis.Expiry {
 		d.fail("hold.window", []string{"redis.expiry", "redis.heartbeat", "hold.margin"},
 			"expected at least redis.expiry + 2 × redis.heartbeat + hold.margin = %v, found %v", least, c.Hold.Window)
+		return
+	}
+	// Native members have timers of their own and give no low-water marks.
+	const nativeExpiry, nativeHeartbeat = 3 * time.Second, time.Second
+	if least := nativeExpiry + nativeHeartbeat + c.Hold.Margin; c.Redis.Scan && c.Hold.Window < least {
+		d.failHint("hold.window", []string{"redis.scan", "hold.margin"}, "or say redis.scan: false",
+			"expected at least %v for native pmacct members, whose timestamps expire after %v, found %v", least, nativeExpiry, c.Hold.Window)
 	}
 }
 

@@ -1,10 +1,12 @@
 package rig
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // A door is a TCP listener in front of something embedded that can behave like
@@ -49,11 +51,16 @@ func (d *door) open() error {
 		return net.ErrClosed
 	}
 	if d.ln == nil {
-		ln, err := net.ListenTCP("tcp", d.addr)
+		// An Accept that has not yet returned keeps the closed listener for a moment.
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		err := WaitFor(ctx, func() (err error) {
+			d.ln, err = net.ListenTCP("tcp", d.addr)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("listen again: %w", err)
 		}
-		d.ln = ln
 	}
 	d.frozen.Store(false)
 	d.change.Broadcast()
