@@ -219,6 +219,11 @@ func beside(o *collector.Options, cfg *config.Config, log *slog.Logger) {
 			Targets: r.To, Proxy: r.Proxy, Buffer: r.Buffer, Parallel: r.Parallel,
 			Resync: r.Resync == config.ResyncReset, Log: log,
 		}
+		if o.NoDecode {
+			// A router need not go faster than the pmacct that makes its records,
+			// unless that stands still.
+			o.Relay.Wait = 10 * time.Second
+		}
 	}
 	if in := &cfg.Intake; len(in.Listen) > 0 {
 		o.Intake = &intake.Options{

@@ -55,14 +55,22 @@ func (l *link) write(b []byte) {
 		if b = b[n:]; len(b) == 0 {
 			return
 		}
-		if !l.target.relay.patient() {
+		wait := l.target.wait()
+		if wait <= 0 && !l.target.relay.patient() {
 			l.fail(errFull)
 			return
+		}
+		var look *time.Timer
+		if wait > 0 {
+			look = time.AfterFunc(wait, l.queue.budget.bump)
 		}
 		l.mu.Unlock()
 		// Abort comes with a bump: looked at after turn was taken, it is not missed.
 		if !l.stream.aborted.Load() {
 			l.queue.budget.wait(turn)
+		}
+		if look != nil {
+			look.Stop()
 		}
 		l.mu.Lock()
 		if l.stream.aborted.Load() {
@@ -204,7 +212,7 @@ func (l *link) send(w *wire) {
 			b := l.queue.lend()
 			l.mu.Unlock()
 			n, err := w.conn.Write(b)
-			t.bytes.Add(uint64(n))
+			t.took(n)
 			l.mu.Lock()
 			if l.dead {
 				l.queue.lent = false

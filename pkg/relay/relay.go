@@ -8,8 +8,8 @@
 //
 //   - A target gets the bytes of a session from the first one on, in order and
 //     unchanged, whatever they are, or its connection ends.
-//   - No target makes Write wait, except while the relay is paused: what a target
-//     has not taken yet lies in its buffer. When that is full, the session is cut
+//   - No target makes Write wait, except while the relay is paused, or the first
+//     one as Options.Wait says: what a target has not taken yet lies in its buffer. When that is full, the session is cut
 //     for this target: it must start over there. The memory of a target stays
 //     below its buffer's size plus 4 KiB for each session, each session can always
 //     grow to its share, and targets share nothing.
@@ -61,6 +61,10 @@ type Options struct {
 	// Half of it is divided evenly among the sessions and theirs for sure, the
 	// other half goes to whoever asks first.
 	Buffer int64
+	// Wait is how long a Write with a full buffer waits for the first target
+	// while that takes nothing at all; as long as it takes something, Write waits.
+	// 0: never. It is for a router that is to go no faster than this target.
+	Wait time.Duration
 	// Parallel is how many sessions start over at a time for a target, at least 1.
 	Parallel int
 	// Resync says whether sessions that a target has lost are reset. Without it

@@ -350,6 +350,39 @@ func TestPause(t *testing.T) {
 	}
 }
 
+// With Wait a router goes no faster than the first target, as long as that takes
+// anything; one that takes nothing for that long is cut.
+func TestWait(t *testing.T) {
+	hear := make(chan struct{})
+	slow := newStation(t, hear)
+	r := start(t, Options{Targets: []string{slow.address()}, Buffer: 1 << 20, Wait: 2 * time.Second})
+	s := r.Open(1, router4, local4, nil)
+	b := random(24<<20, 7)
+	done := make(chan bool)
+	go func() { done <- s.Write(b) }()
+	until(t, "full", func() bool { return r.Status()[0].Buffered == 1<<20 })
+	close(hear)
+	if !<-done {
+		t.Error("Write: false")
+	}
+	until(t, "all", func() bool { got, _ := slow.heard()[0].state(); return bytes.Equal(got, b) })
+	if st := r.Status()[0]; st.Cuts != 0 {
+		t.Errorf("status %+v", st)
+	}
+	s.Close()
+
+	over := make(chan struct{})
+	defer close(over)
+	never := newStation(t, over)
+	r = start(t, Options{Targets: []string{never.address()}, Buffer: 1 << 20, Wait: 50 * time.Millisecond})
+	s = r.Open(1, router4, local4, nil)
+	s.Write(b)
+	if st := r.Status()[0]; st.Cuts != 1 {
+		t.Errorf("status %+v", st)
+	}
+	s.Close()
+}
+
 // A pause ends a write to a target that does not read, without losing its place.
 func TestPauseInsideWrite(t *testing.T) {
 	hear := make(chan struct{})

@@ -19,6 +19,7 @@ type target struct {
 	budget  *budget
 	kick    chan struct{} // of capacity 1: the pacer has news
 	bytes   atomic.Uint64
+	tookAt  atomic.Int64 // when it took something last, in ns of time.Since(relay.born)
 	probes  sync.WaitGroup
 
 	mu          sync.Mutex // a link's lock may be held when it is taken, not the other way round
@@ -75,9 +76,29 @@ func (t *target) open(s *Stream, header []byte) *link {
 		}
 	}
 	t.links[l.key] = l
+	if len(t.links) == 1 {
+		t.tookAt.Store(int64(time.Since(t.relay.born))) // had nothing to take
+	}
 	t.pacer.opened(time.Now(), l.key, s.router.Addr())
 	t.notify()
 	return l
+}
+
+// took counts what the target has taken.
+func (t *target) took(n int) {
+	t.bytes.Add(uint64(n))
+	if n > 0 {
+		t.tookAt.Store(int64(time.Since(t.relay.born)))
+	}
+}
+
+// wait returns for how long a Write with a full buffer may wait for the target
+// from now on, unless it takes something meanwhile. Only the first is waited for.
+func (t *target) wait() time.Duration {
+	if t != t.relay.targets[0] {
+		return 0
+	}
+	return time.Duration(t.tookAt.Load()) + t.relay.o.Wait - time.Since(t.relay.born)
 }
 
 // forget drops a link that has come to its end. A lost one stays until its session
