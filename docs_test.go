@@ -129,6 +129,46 @@ func TestTargetsExist(t *testing.T) {
 	}
 }
 
+// TestBesidePmacct follows README's way to a running pmacct: a configuration made
+// of pmacct's, pmacct's changed by the patch, and nothing that contradicts.
+func TestBesidePmacct(t *testing.T) {
+	if _, err := exec.LookPath("patch"); err != nil {
+		t.Skip("patch is not installed")
+	}
+	bin, _ := install(t)
+	dir := t.TempDir()
+	conf, err := os.ReadFile("pmacct/pmbmpd.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pmbmpd.conf"), conf, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// What an operator does between the commands.
+	between := map[string]string{"config from-pmacct --diff": " | patch " + dir + "/pmbmpd.conf"}
+	n := 0
+	for _, line := range commands(t, "README.md", "bmpha ") {
+		if !strings.Contains(line, "/etc/pmacct/") {
+			continue
+		}
+		n++
+		for part, more := range between {
+			if strings.Contains(line, part) {
+				line += more
+			}
+		}
+		line = strings.NewReplacer("/etc/pmacct", dir, "/etc/bmpha", dir).Replace(line)
+		cmd := exec.Command("bash", "-o", "pipefail", "-c", line)
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(bin)+":"+os.Getenv("PATH"), "BMPHA_CONFIG="+filepath.Join(dir, "bmpha.yaml"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", line, err, out)
+		}
+	}
+	if n != 3 {
+		t.Errorf("%d commands about pmacct in the README", n)
+	}
+}
+
 // TestFiveMinutes follows README's way to production on two "hosts": the
 // configuration as printed there, but for addresses, and every bmpha command in
 // the order in which it stands.
@@ -183,6 +223,9 @@ func TestFiveMinutes(t *testing.T) {
 		return string(out), cmd.ProcessState.ExitCode()
 	}
 	for _, line := range commands(t, "README.md", "bmpha ") {
+		if strings.Contains(line, "/etc/pmacct/") {
+			continue // TestBesidePmacct
+		}
 		args := strings.Fields(line)[1:]
 		out, code := bmpha(0, args...)
 		t.Logf("$ %s\n%s", line, out)
