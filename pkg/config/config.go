@@ -247,7 +247,7 @@ func Default() Config {
 		},
 		Identity: IdentityAddress,
 		Relay: Relay{
-			// pmacct 1.7.7 does not understand v2 for IPv6.
+			// The form that every pmacct with PROXY support reads.
 			Proxy: ProxyV1,
 			// A table dump of 400,000 messages.
 			Buffer: 64 << 20,

@@ -187,7 +187,7 @@ func (k *checker) relay() {
 	case !c.isTrue(header):
 		k.find("relay.proxy", header, "pmacct does not look for the header that each session begins with", "set "+header+": true")
 	case r.Proxy == config.ProxyV2:
-		k.note("relay.proxy", header, "pmacct 1.7.7 does not understand v2 for routers with IPv6 addresses", "set relay.proxy: v1")
+		k.note("relay.proxy", header, "pmacct 1.7.7 reads v2 for IPv4 only (and takes the address of IPv6 routers from neither version)", "set relay.proxy: v1, or use a later pmacct")
 	}
 	peers, what := c.number("bmp_daemon_max_peers", 0), "pmacct takes %d sessions"
 	if peers <= 0 {
