@@ -32,7 +32,10 @@ func runRelay() error {
 		return fmt.Errorf("listen for routers: %w", err)
 	}
 	r := relay.New(relay.Options{
-		Targets: []string{to}, Proxy: "v1", Buffer: 64 << 20, Parallel: 1,
+		// A router that is faster than the station would be cut, which is what the
+		// relay is for, and no copy to measure.
+		Wait:    10 * time.Second,
+		Targets: []string{to}, Proxy: "v1", Buffer: 8 << 20, Parallel: 1,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	b := make([]byte, 256<<10)
@@ -44,11 +47,6 @@ func runRelay() error {
 		s := r.Open(id, c.RemoteAddr().(*net.TCPAddr).AddrPort(), c.LocalAddr().(*net.TCPAddr).AddrPort(), nil)
 		for {
 			n, err := c.Read(b)
-			// A router that is faster than the station would be cut, which is what the
-			// relay is for, and no copy to measure.
-			for r.Status()[0].Buffered > 8<<20 {
-				time.Sleep(time.Millisecond)
-			}
 			s.Write(b[:n])
 			if err != nil {
 				break

@@ -48,6 +48,14 @@ func (l *link) write(b []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for !l.dead && !l.closed {
+		if l.wire != nil && l.queue.head == nil && !l.target.relay.paused.Load() {
+			// Nothing waits: what the kernel takes at once need not be copied.
+			n := l.wire.try(b)
+			l.target.took(n)
+			if b = b[n:]; len(b) == 0 {
+				return
+			}
+		}
 		n, turn := l.queue.add(b)
 		if n > 0 {
 			l.notify()
@@ -264,6 +272,11 @@ type wire struct {
 	err   error // how it ended
 	ended func(error)
 
+	// Guarded by the link's lock, so that neither call allocates.
+	offer func(fd uintptr) bool
+	bytes []byte
+	took  int
+
 	raw    syscall.RawConn // nil if it is no socket
 	asked  int             // by ask, guarded by the link's lock
 	ask    func(fd uintptr)
@@ -279,6 +292,14 @@ func newWire(conn net.Conn) *wire {
 	}
 	if c, ok := conn.(syscall.Conn); ok {
 		w.raw, _ = c.SyscallConn()
+		w.offer = func(fd uintptr) bool {
+			n, err := unix.Write(int(fd), w.bytes)
+			if err != nil {
+				n = 0 // it is full, or has failed, which the next write finds out
+			}
+			w.took = n
+			return true
+		}
 		w.ask = func(fd uintptr) { w.asked, w.askErr = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }
 	}
 	go w.watch()
@@ -314,6 +335,21 @@ func (w *wire) onEnd(f func(error)) {
 	if err != nil && f != nil {
 		f(err)
 	}
+}
+
+// try writes what the kernel takes without waiting and returns how much that was.
+// The link's lock is held and nothing else is being written.
+func (w *wire) try(b []byte) int {
+	if w.raw == nil {
+		return 0
+	}
+	w.bytes, w.took = b, 0
+	err := w.raw.Write(w.offer)
+	w.bytes = nil
+	if err != nil {
+		return 0
+	}
+	return w.took
 }
 
 // unsent returns the bytes that the kernel holds and the target's has not

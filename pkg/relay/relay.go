@@ -47,7 +47,7 @@ const (
 	dialWithin = 10 * time.Second
 	// sendBuffer is what the kernel is asked to hold of a session: small, because
 	// it is lost with the target and Pause cannot hold it back.
-	sendBuffer = 128 << 10
+	sendBuffer = 512 << 10
 )
 
 // Options say where to and how a Relay sends.
