@@ -1,7 +1,7 @@
 # make demo    see the main job work, on embedded Redis and Kafka
 # make test    everything that takes minutes; with CI=true real servers are required
 # make e2e     what takes longer: long failovers, thousands of seeds, fuzzing
-# make bench   the numbers
+# make bench   the numbers; make bench-failover: pmacct alone and with bmpha
 # make install into $(DESTDIR)$(PREFIX)
 
 GO      ?= go
@@ -15,7 +15,7 @@ SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 LDFLAGS = $(if $(VERSION),-X main.release=$(VERSION))
 FUZZTIME ?= 10s
 
-.PHONY: all build demo test lint parts e2e sim fuzz bench install clean
+.PHONY: all build demo test lint parts e2e sim fuzz bench bench-failover install clean
 
 all: build
 
@@ -67,9 +67,14 @@ e2e: parts sim fuzz
 bench: build parts
 	./scripts/bench
 
+bench-failover: build parts
+	BENCH_ONLY=failover ./scripts/bench
+
 install: build
 	install -D -m 0755 bin/bmpha $(DESTDIR)$(PREFIX)/bin/bmpha
 	install -D -m 0644 scripts/bmpha.yaml $(DESTDIR)$(PREFIX)/share/doc/bmpha/bmpha.yaml
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	./bin/bmpha man > $(DESTDIR)$(PREFIX)/share/man/man1/bmpha.1
 	install -D -m 0644 scripts/completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/bmpha
 	install -D -m 0644 systemd/bmpha.sysusers $(DESTDIR)$(SYSUSERSDIR)/bmpha.conf
 	for unit in bmpha.service bmpha@.service; do \

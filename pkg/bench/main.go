@@ -1,7 +1,7 @@
 // Command bench prints the numbers that this project is judged by: what decoding,
 // encoding, holding and handing over cost, what the whole collector costs beside
-// pmacct's pmbmpd, what a standby costs, how long a takeover takes, and how fast
-// the disk spool is. It is run by scripts/bench; docs/benchmarks.md explains a run.
+// pmacct's pmbmpd, what a standby costs, how long a takeover takes, how fast
+// the disk spool is, and how a pair of pmacct fares alone and with bmpha. It is run by scripts/bench; docs/benchmarks.md explains a run.
 //
 // It promises to be fair and to count: both daemons get the same bytes, send to
 // the same broker, take turns in one run, and a run counts only with every record
@@ -35,6 +35,8 @@ type run struct {
 	messages int // of the stream of the throughput section
 	repeats  int
 	kills    int
+	rate     int // of the failover section: messages a second
+	each     int // of the failover section: kills of pmacct, and of bmpha
 
 	redis rig.Redis
 }
@@ -81,7 +83,9 @@ func bench(ctx context.Context) error {
 	flag.BoolVar(&r.quick, "short", false, "fewer and shorter runs, for looking")
 	flag.IntVar(&r.messages, "messages", 0, "BMP `messages` of the throughput stream (0: 500000, with -short 100000)")
 	jsonFile := flag.String("json", "", "write the results to this `file`, too")
-	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover, relay, spool")
+	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover, relay, spool; or failover alone")
+	flag.IntVar(&r.rate, "rate", 2000, "`messages` a second of the failover section")
+	flag.IntVar(&r.each, "kills", 0, "`kills` of pmacct, and of bmpha, in the failover section (0: 5, with -short 1)")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
@@ -89,6 +93,12 @@ func bench(ctx context.Context) error {
 	r.repeats, r.kills = 3, 10
 	if r.quick {
 		r.repeats, r.kills = 1, 3
+	}
+	if r.each == 0 {
+		r.each = 5
+		if r.quick {
+			r.each = 1
+		}
 	}
 	if r.messages == 0 {
 		r.messages = 500_000
@@ -112,13 +122,17 @@ func bench(ctx context.Context) error {
 	}
 	defer r.redis.Close()
 
-	sections := []struct {
+	type section struct {
 		name string
 		run  func(context.Context) ([]*table, error)
-	}{
+	}
+	sections := []section{
 		{"code", r.code}, {"whole", r.whole}, {"real", r.real}, {"standby", r.standby}, {"takeover", r.takeover},
 		{"relay", r.relay},
 		{"spool", r.spool},
+	}
+	if *only == "failover" { // takes minutes and all real parts
+		sections = []section{{"failover", r.failover}}
 	}
 	for name := range strings.SplitSeq(*only, ",") {
 		known := name == ""
