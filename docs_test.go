@@ -70,6 +70,7 @@ func TestMakeInstall(t *testing.T) {
 		"usr/local/lib/systemd/system/bmpha@.service",
 		"usr/local/lib/sysusers.d/bmpha.conf",
 		"usr/local/share/doc/bmpha/bmpha.yaml",
+		"usr/local/share/man/man1/bmpha.1",
 		"usr/local/share/bash-completion/completions/bmpha",
 	} {
 		if _, err := os.Stat(filepath.Join(root, file)); err != nil {
