@@ -9,7 +9,7 @@ import (
 
 const (
 	probeLeast = 200 * time.Millisecond // backoff of probes
-	probeMost  = 30 * time.Second
+	probeMost  = 3 * time.Second        // a refused one costs next to nothing
 	// settled is how long a probe must last: a target without room for more
 	// sessions, or what stands in front of a dead one, accepts and then closes.
 	settled = 300 * time.Millisecond
