@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -49,6 +50,11 @@ func (r *run) failover(ctx context.Context) (tables []*table, err error) {
 
 	c := &contest{run: r, kafka: k}
 	defer func() {
+		for i := range c.sides {
+			if err != nil {
+				c.sides[i].explain(os.Stderr)
+			}
+		}
 		for i := range c.sides {
 			err = errors.Join(err, c.sides[i].close())
 		}
@@ -197,6 +203,26 @@ func (s *side) close() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// explain writes the ends of the logs, which go with the processes.
+func (s *side) explain(w io.Writer) {
+	var logs []string
+	for _, p := range []*rig.Pmbmpd{s.alone, s.pmacct} {
+		if p != nil {
+			logs = append(logs, p.LogFile())
+		}
+	}
+	if s.bmpha != nil {
+		logs = append(logs, s.bmpha.process.LogFile())
+	}
+	for _, file := range logs {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			text = []byte(err.Error())
+		}
+		fmt.Fprintf(w, "end of %s:\n%s\n", file, text[max(0, len(text)-4000):])
+	}
 }
 
 // quiet lets both pairs run undisturbed.
