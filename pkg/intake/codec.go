@@ -5,60 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/bmpha/bmpha/pkg/record"
 )
-
-// nullLength stands for the length of a header value that is null.
-const nullLength = math.MaxUint32
-
-var errHeaders = errors.New("headers are cut short")
-
-// AppendHeader appends a record header in the encoding of Record.Headers: for each
-// header length of its name u32, name, length of its value u32 (^0: null), value;
-// big endian. A nil value is null. Name and value are shorter than 4 GiB.
-func AppendHeader(dst, name, value []byte) []byte {
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(name)))
-	dst = append(dst, name...)
-	if value == nil {
-		return binary.BigEndian.AppendUint32(dst, nullLength)
-	}
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(value)))
-	return append(dst, value...)
-}
-
-// EachHeader calls f for each header in b, in order, with slices of b; a null value
-// is nil. An error means that b is not what AppendHeader makes; f has then seen the
-// headers before.
-func EachHeader(b []byte, f func(name, value []byte)) error {
-	for len(b) > 0 {
-		name, rest, ok := counted(b)
-		if !ok || name == nil {
-			return errHeaders
-		}
-		value, rest, ok := counted(rest)
-		if !ok {
-			return errHeaders
-		}
-		f(name, value)
-		b = rest
-	}
-	return nil
-}
-
-// counted takes a length and that many bytes off b.
-func counted(b []byte) (v, rest []byte, ok bool) {
-	if len(b) < 4 {
-		return nil, nil, false
-	}
-	n := uint64(binary.BigEndian.Uint32(b))
-	b = b[4:]
-	if n == nullLength {
-		return nil, b, true
-	}
-	if n > uint64(len(b)) {
-		return nil, nil, false
-	}
-	return b[:n:n], b[n:], true
-}
 
 // An entry is a fixed part, then topic, key, headers and, to its end, the value.
 const (
@@ -97,7 +46,7 @@ func AppendEntry(dst []byte, r *Record) []byte {
 
 // ParseEntry returns the record in b, which is one whole entry. Its slices are
 // parts of b. It fails on anything that AppendEntry does not make; the headers are
-// good for EachHeader.
+// good for record.EachMore.
 func ParseEntry(b []byte) (Record, error) {
 	if len(b) < entryHead {
 		return Record{}, fmt.Errorf("entry of %d bytes, at least %d", len(b), entryHead)
@@ -125,7 +74,7 @@ func ParseEntry(b []byte) (Record, error) {
 	if r.KeyNull && key > 0 || r.ValueNull && len(rest) > 0 {
 		return Record{}, errors.New("entry with a null that has bytes")
 	}
-	if err := EachHeader(r.Headers, func(_, _ []byte) {}); err != nil {
+	if err := record.EachMore(r.Headers, func(_, _ []byte) {}); err != nil {
 		return Record{}, fmt.Errorf("entry: %w", err)
 	}
 	return r, nil

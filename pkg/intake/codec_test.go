@@ -3,38 +3,14 @@ package intake
 import (
 	"bytes"
 	"testing"
-)
 
-// TestHeaders pins the encoding, which is that of package record too.
-func TestHeaders(t *testing.T) {
-	b := AppendHeader(nil, []byte("ab"), []byte("c"))
-	b = AppendHeader(b, nil, []byte{})
-	b = AppendHeader(b, []byte("n"), nil)
-	want := []byte("\x00\x00\x00\x02ab\x00\x00\x00\x01c" + "\x00\x00\x00\x00\x00\x00\x00\x00" + "\x00\x00\x00\x01n\xff\xff\xff\xff")
-	if !bytes.Equal(b, want) {
-		t.Errorf("% x, want % x", b, want)
-	}
-	var again []byte
-	if err := EachHeader(b, func(name, value []byte) { again = AppendHeader(again, name, value) }); err != nil || !bytes.Equal(again, b) {
-		t.Errorf("% x, %v", again, err)
-	}
-	for n := range b {
-		if n == 11 || n == 19 || n == 0 {
-			continue // ends between two headers
-		}
-		if err := EachHeader(b[:n], func(_, _ []byte) {}); err == nil {
-			t.Errorf("%d bytes are accepted", n)
-		}
-	}
-	if err := EachHeader([]byte("\xff\xff\xff\xff\x00\x00\x00\x00"), func(_, _ []byte) {}); err == nil {
-		t.Error("a null name is accepted")
-	}
-}
+	"github.com/bmpha/bmpha/pkg/record"
+)
 
 var entries = []Record{
 	{KeyNull: true, ValueNull: true, Timestamp: -1},
 	{Topic: []byte("pmacct.bmp"), Partition: 7, Key: []byte("k"), Value: []byte("value"), Timestamp: 1_700_000_000_123},
-	{Topic: []byte("t"), Headers: AppendHeader(nil, []byte("h"), nil), Value: bytes.Repeat([]byte("v"), 100_000)},
+	{Topic: []byte("t"), Headers: record.AppendMore(nil, []byte("h"), nil), Value: bytes.Repeat([]byte("v"), 100_000)},
 }
 
 func TestEntry(t *testing.T) {

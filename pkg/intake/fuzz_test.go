@@ -16,6 +16,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/bmpha/bmpha/pkg/record"
 )
 
 // A tape is a connection whose client has said all that it has to say.
@@ -51,7 +53,7 @@ func (y *tally) Take(_ context.Context, _ *Producer, recs []Record) error {
 		if r.KeyNull && len(r.Key) > 0 || r.ValueNull && len(r.Value) > 0 || !legal(r.Topic) {
 			y.t.Errorf("record %s", describe(recs[i:i+1]))
 		}
-		if err := EachHeader(r.Headers, func(_, _ []byte) {}); err != nil {
+		if err := record.EachMore(r.Headers, func(_, _ []byte) {}); err != nil {
 			y.t.Errorf("headers % x: %v", r.Headers, err)
 		}
 		b := AppendEntry(nil, r)

@@ -50,7 +50,7 @@ type Record struct {
 	Value     []byte
 	KeyNull   bool   // there is no key, rather than an empty one
 	ValueNull bool   // there is no value
-	Headers   []byte // see AppendHeader and EachHeader; empty without headers
+	Headers   []byte // see record.AppendMore and record.EachMore; empty without headers
 	Timestamp int64  // milliseconds since the Unix epoch; -1 if the producer gave none
 }
 

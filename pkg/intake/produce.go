@@ -9,6 +9,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/bmpha/bmpha/pkg/record"
 )
 
 // A refusal is why a batch is not taken, with the error that its producer gets.
@@ -335,7 +337,7 @@ func (h *batchHead) record(b []byte, i int, r *Record, headers []byte) (rest, gr
 			} else if value == nil {
 				value = empty
 			}
-			headers = AppendHeader(headers, name, value)
+			headers = record.AppendMore(headers, name, value)
 		}
 	}
 	if f.bad || len(f.b) > 0 {

@@ -15,6 +15,7 @@ import (
 	"github.com/confluentinc/confluent-kafka-go/v2/kafka"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/bmpha/bmpha/pkg/record"
 	"github.com/bmpha/bmpha/pkg/replay"
 	"github.com/bmpha/bmpha/pkg/rig"
 )
@@ -31,7 +32,7 @@ func compare(t *testing.T, recs []Record, n int, start int64) {
 	if len(recs) != n {
 		t.Fatalf("%d records, want %d", len(recs), n)
 	}
-	headers := AppendHeader(AppendHeader(nil, []byte("h"), []byte("v")), []byte("none"), nil)
+	headers := record.AppendMore(record.AppendMore(nil, []byte("h"), []byte("v")), []byte("none"), nil)
 	for i, r := range recs {
 		if string(r.Topic) != "t" || !bytes.Equal(r.Value, sample(i)) || string(r.Key) != fmt.Sprint(i) ||
 			r.Timestamp != start+int64(i) || !bytes.Equal(r.Headers, headers) || r.KeyNull || r.ValueNull {
@@ -272,7 +273,7 @@ func TestKcat(t *testing.T) {
 			}
 			for i, r := range recs {
 				if r.Partition != 2 || string(r.Key) != fmt.Sprint(i) || !bytes.Equal(r.Value, sample(i)) ||
-					!bytes.Equal(r.Headers, AppendHeader(nil, []byte("a"), []byte("b"))) {
+					!bytes.Equal(r.Headers, record.AppendMore(nil, []byte("a"), []byte("b"))) {
 					t.Fatalf("record %d is %s", i, describe(recs[i:i+1]))
 				}
 			}

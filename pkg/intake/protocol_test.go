@@ -17,6 +17,8 @@ import (
 	"github.com/pierrec/lz4/v4"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/bmpha/bmpha/pkg/record"
 )
 
 func TestApiVersions(t *testing.T) {
@@ -229,7 +231,7 @@ func TestRecords(t *testing.T) {
 	if got := c.produce(produceRequest(9, 1, "t", 0, s.bytes())); got.ErrorCode != 0 {
 		t.Fatalf("%+v", got)
 	}
-	headers := AppendHeader(AppendHeader(AppendHeader(nil, []byte("h"), []byte("x")), nil, empty), []byte("h"), nil)
+	headers := record.AppendMore(record.AppendMore(record.AppendMore(nil, []byte("h"), []byte("x")), nil, empty), []byte("h"), nil)
 	want := ""
 	for _, at := range []int64{1000, -1} {
 		for i := range int64(3) {
