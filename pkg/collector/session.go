@@ -508,9 +508,11 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 		if t != bmp.TypeRouteMonitoring {
 			r.facts.note(msg)
 		}
-		r.facts.messages++
-		r.facts.bytes += uint64(n)
-		r.facts.lastHeard = now
+		if !r.pmacct { // else its records are counted
+			r.facts.messages++
+			r.facts.bytes += uint64(n)
+			r.facts.lastHeard = now
+		}
 		b = b[n:]
 	}
 }

@@ -162,7 +162,7 @@ type Router struct {
 	// Session is the open session; absent when there is none here.
 	Session  *Session `json:"session,omitempty"`
 	Sessions uint64   `json:"sessions_total"` // opened here
-	Messages uint64   `json:"messages"`       // BMP messages received here
+	Messages uint64   `json:"messages"`       // BMP messages received here; of pmacct, records
 	Bytes    uint64   `json:"bytes"`
 	// LastHeard is when the last byte came; absent when none ever came.
 	LastHeard time.Time `json:"last_heard,omitzero"`
