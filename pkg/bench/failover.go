@@ -99,11 +99,20 @@ func (r *run) failover(ctx context.Context) (tables []*table, err error) {
 			return nil, err
 		}
 	}
+	// Two of pmacct and two of bmpha in turn, so that each comes to both sides: one
+	// pmacct that dies twice within a minute is another matter, since its bmpha then
+	// lets it wait longer and longer for the sessions.
+	left := map[bool]int{true: r.each, false: r.each}
 	for n := range 2 * r.each {
 		if err := c.quiet(ctx); err != nil {
 			return nil, err
 		}
-		if err := c.kill(ctx, n%2 == 0); err != nil {
+		pmacct := n%4 < 2
+		if left[pmacct] == 0 {
+			pmacct = !pmacct
+		}
+		left[pmacct]--
+		if err := c.kill(ctx, pmacct); err != nil {
 			return nil, fmt.Errorf("kill %d: %w", n+1, err)
 		}
 		fmt.Fprintf(os.Stderr, "kill %d of %d\n", n+1, 2*r.each)
@@ -416,7 +425,7 @@ func (c *contest) judge(ctx context.Context) ([]*table, error) {
 
 	kills := &table{Title: "8b. Kills", Columns: []string{
 		"", "killed", "kills", "repeated: median", "max", "s of traffic: median", "max", "s without a new record: min", "median", "max"}}
-	kills.note("kill -9 of pmbmpd or bmpha of the active side in turn; alone, pmbmpd of the same side at the same moment")
+	kills.note("kill -9 of pmbmpd or bmpha of the active side, two of each in turn; alone, pmbmpd of the same side at the same moment")
 	kills.note("started again when the other side sends, and back for at least %v after it has caught up; it gets the router's whole table: %.0f routes at the first kill, %.0f at the last",
 		backFor, c.tables[0], c.tables[len(c.tables)-1])
 	kills.note("repeated: from the kill until all have caught up, less what quiet operation repeats of as many new records")
