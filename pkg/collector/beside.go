@@ -31,7 +31,8 @@ func (c *Collector) besides(ctx context.Context) (err error) {
 	if c.o.Intake != nil {
 		o := *c.o.Intake
 		o.Handler, o.Log = &c.supply, c.log
-		if c.supply.broker, err = intake.Listen(ctx, o); err != nil {
+		// It is to go on while we hand over: stop closes it.
+		if c.supply.broker, err = intake.Listen(context.WithoutCancel(ctx), o); err != nil {
 			return err
 		}
 	}
@@ -92,7 +93,7 @@ func (c *Collector) tend(ctx context.Context) {
 		if c.spool != nil {
 			c.tendSpool()
 		}
-		if c.o.NoDecode {
+		if c.o.NoDecode || c.supply.active() {
 			c.supply.attend(c.clock.now())
 			if c.relay != nil {
 				c.paused.Store(c.pressure(c.paused.Load()))

@@ -127,6 +127,7 @@ type Collector struct {
 	endSessions context.CancelFunc
 
 	listeners []net.Listener
+	accepting sync.WaitGroup
 	sessions  sync.WaitGroup
 	conns     sync.Map // *session: all that are open, with a router or not yet
 	open      atomic.Int64
@@ -209,7 +210,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	}
 	wg.Go(c.fwd.poll)
 	for _, l := range c.listeners {
-		wg.Go(func() { c.accept(l) })
+		c.accepting.Go(func() { c.accept(l) })
 	}
 	reading, stopReading := context.WithCancel(work)
 	defer stopReading()
@@ -232,6 +233,7 @@ func (c *Collector) Run(ctx context.Context) error {
 // is sent.
 func (c *Collector) stop(stopReading func()) error {
 	c.closeListeners()
+	c.accepting.Wait() // no session begins from now on
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.StopTimeout)
 	defer cancel()
 	heir, orphans := c.co.heir()

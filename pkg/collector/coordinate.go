@@ -394,8 +394,8 @@ func (co *coordinator) whatOthersMustKnow() string {
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		hears, sends := r.hears(), r.stream.Wanted() || r.stream.State() != gate.Holding
-		r.mu.Unlock()
 		b = fmt.Appendf(b, "%s %t %t\n", r.key, hears, sends)
+		r.mu.Unlock()
 	}
 	return string(b)
 }

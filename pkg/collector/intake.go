@@ -4,6 +4,7 @@ import (
 	"context"
 	"hash/crc32"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type supply struct {
 	producers map[uint64]*producer
 	live      int   // producers of live records, not of dumps alone
 	lost      int64 // when the last of them went, 0 while there is one or never was
+	back      int64 // when there was one again, 0 if there is none or lost is 0
 	seen      bool  // there was a producer
 }
 
@@ -60,7 +62,10 @@ func (p *supply) Disconnected(q *intake.Producer, err error) {
 	gone := false
 	if was != nil && was.live {
 		if p.live--; p.live == 0 {
-			p.lost, gone = p.c.clock.now(), true
+			if p.lost == 0 {
+				p.lost = p.c.clock.now()
+			}
+			p.back, gone = 0, true
 		}
 	}
 	p.mu.Unlock()
@@ -77,10 +82,23 @@ func (p *supply) Take(ctx context.Context, q *intake.Producer, recs []intake.Rec
 	if pr := p.producers[q.ID]; pr != nil && live && !pr.live {
 		pr.live = true
 		p.live++
-		p.lost = 0
+		if p.lost != 0 && p.back == 0 {
+			p.back = p.c.clock.now()
+		}
 	}
 	p.mu.Unlock()
 	return err
+}
+
+// wasLost returns when the last producer went, 0 if there is one. One that is back
+// counts as gone for a while: what was lost with it another member may have, and
+// takes over for that. Our marks must not pass it before. The caller holds p.mu.
+func (p *supply) wasLost(now int64) int64 {
+	o := &p.c.o
+	if p.back != 0 && now-p.back > micros(2*o.Heartbeat+2*o.Expiry) {
+		p.lost, p.back = 0, 0
+	}
+	return p.lost
 }
 
 // Lines puts the lines of a followed file into the logs of their routers.
@@ -186,7 +204,9 @@ func (c *Collector) takeRecord(r *router, f *feed, kind intake.Kind, now int64, 
 		r.heard = true
 		r.feed = c.nextID.Add(1)
 		r.facts.runs++
-		r.behind, r.caughtUp = false, now
+		if r.caughtUp == 0 { // else attend knows better
+			r.caughtUp = now
+		}
 		opened := openedBody(netip.AddrPortFrom(r.addr, 0))
 		if !c.append(r, f, r.feed, hold.Opened, now, opened[:]) {
 			r.heard = false
@@ -198,37 +218,55 @@ func (c *Collector) takeRecord(r *router, f *feed, kind intake.Kind, now int64, 
 	}
 	r.facts.messages++
 	r.facts.bytes += uint64(len(body))
-	if kind == intake.Closed {
+	if kind == intake.Closed && r.heard {
+		if !c.append(r, f, r.feed, hold.Closed, now, nil) {
+			return false
+		}
 		c.unheard(r, now)
 	}
 	return true
 }
 
-// unheard follows the end of what pmacct hears of r, whose lock is held.
+// unheard follows the end of what pmacct hears of r, whose lock is held and which
+// has it in its log.
 func (c *Collector) unheard(r *router, now int64) {
-	if r.heard {
-		r.heard = false
-		r.facts.closedAt = now
-		c.put(r, hold.Closed, r.feed, now, nil)
-		r.cond.Broadcast()
-	}
+	r.heard = false
+	r.facts.closedAt = now
+	r.cond.Broadcast()
 }
 
 // attend follows what the other side of pmacct does: a mark must not pass what
 // pmacct has been given and has not brought back, nor what was lost with it.
 func (p *supply) attend(now int64) {
 	p.mu.Lock()
-	lost := p.lost
+	lost, back := p.wasLost(now), p.back
 	p.mu.Unlock()
-	for _, r := range p.c.routers.all() {
+	routers := p.c.routers.all()
+	// The session of a router is another router's in the table if it is decoded, too.
+	waiting := make(map[netip.Addr]bool)
+	for _, r := range routers {
+		r.mu.Lock()
+		if s := r.session; !r.pmacct && s != nil && s.relay != nil && !s.relay.Drained() {
+			waiting[s.addr.Addr()] = true
+		}
+		r.mu.Unlock()
+	}
+	unread := false
+	if p.files != nil {
+		for _, f := range p.files.Status() {
+			unread = unread || f.Behind > 0 && f.Error == ""
+		}
+	}
+	for _, r := range routers {
 		r.mu.Lock()
 		if r.pmacct {
 			drained := r.session == nil || r.session.relay == nil || r.session.relay.Drained()
-			r.behind = !drained || lost != 0 || r.waits > 0
+			r.behind = !drained || lost != 0 || unread || waiting[r.addr] || r.waits > 0
 			if !r.behind {
 				r.caughtUp = now
 			}
-			if lost != 0 && now-lost > micros(p.c.o.IntakePatience) {
+			if r.heard && lost != 0 && back == 0 && now-lost > micros(p.c.o.IntakePatience) &&
+				p.c.put(r, hold.Closed, r.feed, now, nil) { // else at the next turn
 				p.c.unheard(r, now)
 			}
 		}
@@ -244,13 +282,16 @@ func (p *supply) unfit(now int64) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case p.lost != 0:
+	case p.wasLost(now) != 0:
 		return "pmacct's producer is gone"
 	case !p.seen && now-p.c.clock.first() > micros(p.c.o.IntakePatience):
 		return "no producer of pmacct has connected"
 	}
 	return ""
 }
+
+// maxCheckpoints bounds those that wait.
+const maxCheckpoints = 256
 
 // checkpoints remembers how far files were read as soon as nothing of what was
 // read before waits any more. It runs until ctx ends.
@@ -270,6 +311,12 @@ func (p *supply) checkpoints(ctx context.Context) {
 		}
 		// What the checkpoint counts was appended before now.
 		where := p.files.Checkpoint()
+		if len(list) == maxCheckpoints { // Kafka has been away for long
+			for i := range list[:len(list)/2] {
+				list[i] = list[2*i+1]
+			}
+			list = slices.Delete(list, len(list)/2, len(list))
+		}
 		list = append(list, checkpoint{p.c.clock.now(), where})
 		oldest := p.oldest()
 		n := 0

@@ -118,7 +118,9 @@ func (r *router) empty() bool {
 // Kafka. What still waits in the socket has come, but is not in the log.
 func (r *router) mark(c *Collector, now int64) (int64, bool) {
 	m, ok := r.stream.Mark(now)
-	m = c.spooledMark(r, m)
+	if ok {
+		m, ok = c.spooledMark(r, m)
+	}
 	if r.behind && r.stream.Wanted() {
 		m = min(m, r.caughtUp)
 	}
@@ -265,7 +267,11 @@ func (c *Collector) router(identity string, addr netip.Addr, pmacct bool) *route
 	if r := t.byIndex[index]; r != nil {
 		return r
 	}
-	if len(t.byID) >= 4*c.o.MaxSessions && !c.evict() {
+	most := 4 * c.o.MaxSessions
+	if c.spool != nil {
+		most += len(c.spool.Recovered()) // what an earlier process has taken is taken
+	}
+	if len(t.byID) >= most && !c.evict() {
 		return nil
 	}
 	var id uint32
@@ -346,9 +352,8 @@ func (c *Collector) drop(r *router) bool {
 	}
 	t := &c.routers
 	delete(t.byIndex, r.index)
-	if t.byAddr[r.addr] == r {
-		delete(t.byAddr, r.addr)
-	}
+	// An alias may stand for several addresses.
+	maps.DeleteFunc(t.byAddr, func(_ netip.Addr, other *router) bool { return other == r })
 	delete(t.byID, r.id)
 	t.freeIDs = append(t.freeIDs, r.id)
 	t.relist()
