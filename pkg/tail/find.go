@@ -9,49 +9,53 @@ import (
 	"time"
 )
 
+// errMoving says that files were renamed while they were looked at: the next
+// look tells.
+var errMoving = errors.New("files are being renamed")
+
 // claim returns what is known of a file that was found at path. An inode that
-// belongs to something else now is forgotten.
-func (t *Tail) claim(path string, fi fs.FileInfo) (owned, bool) {
+// belongs to something else now is forgotten. The error is errMoving.
+func (t *Tail) claim(path string, fi fs.FileInfo) (owned, bool, error) {
 	id, _ := identify(fi)
 	t.mu.Lock()
 	o, ok := t.owner[id]
-	sure := ok && (o.g.f != nil || o.g.path == path && !o.g.done ||
-		o.g.size == fi.Size() && o.g.mtime.Equal(fi.ModTime()))
+	// A file that was found anew at its own path is checked before it is read.
+	sure := !ok || o.g.f != nil || o.g.path == path && !o.g.done ||
+		o.g.size == fi.Size() && o.g.mtime.Equal(fi.ModTime())
 	var head fingerprint
 	if ok {
 		head = o.g.head
 	}
 	t.mu.Unlock()
-	if !ok || sure {
-		// A file that was found anew at its own path is checked before it is read.
-		return o, ok
+	if sure {
+		return o, ok, nil
 	}
 	same := false
 	if head.n > 0 {
-		f, _, err := open(path)
+		f, now, err := open(path)
 		if err != nil {
-			return o, true // perhaps gone again; the next look tells
+			return o, true, errMoving
 		}
 		same, err = head.matches(f)
 		f.Close()
-		if err != nil {
-			return o, true
+		if other, _ := identify(now); err != nil || other != id {
+			return o, true, errMoving
 		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.owner[id] != o || o.g.f != nil || o.g.head.n != head.n || o.s.busy && !o.g.done {
+		return o, true, errMoving // its reader was or is there
+	}
 	if same {
 		if o.g.done {
 			o.g.done, o.g.looked = false, false // went on being written after all
 			o.g.path, o.g.changed = path, time.Now()
 		}
-		return o, true
-	}
-	if o.s.busy {
-		return o, true // its reader finds that it is gone
+		return o, true, nil
 	}
 	t.forget(o.s, o.g)
-	return owned{}, false
+	return owned{}, false, nil
 }
 
 // forget drops g from s. The caller holds the lock and s is not busy, unless it
@@ -76,39 +80,49 @@ func (t *Tail) succeed(s *stream, fi fs.FileInfo) {
 	id, _ := identify(fi)
 	var missed []*generation
 	if prev != nil {
-		missed = t.between(s, prev, id)
+		var err error
+		if missed, err = t.between(s, prev, id); err != nil {
+			return
+		}
 	}
-	g := &generation{id: id, path: s.name, named: true}
+	add := missed
+	if !slices.ContainsFunc(missed, func(g *generation) bool { return g.id == id }) {
+		add = append(add, &generation{id: id, path: s.name, named: true})
+	}
 	t.mu.Lock()
 	if prev != nil {
-		s.file.Rotated += uint64(1 + len(missed))
-		t.log.Info("a file was rotated", "file", s.name, "missed", len(missed))
+		s.file.Rotated += uint64(len(add))
+		t.log.Info("a file was rotated", "file", s.name, "times", len(add))
 	}
-	for _, m := range missed {
+	for _, g := range s.gens {
+		g.changed = time.Now() // its writers have Quiet from now on
+	}
+	for _, m := range add {
 		t.add(s, m, nil)
 	}
-	t.add(s, g, nil)
 	t.mu.Unlock()
-	for _, m := range append(missed, g) {
+	for _, m := range add {
 		t.hold(m, false)
 	}
 }
 
 // between returns files, the oldest first, that had the name of s after prev and
-// before current, and were never seen with it: it was rotated again while nobody
-// looked.
-func (t *Tail) between(s *stream, prev *generation, current identity) []*generation {
+// were never seen with it: it was rotated again while nobody looked. current,
+// which had the name a moment ago, is among them if it does not have it now.
+// After an error it is to be tried again at the next look.
+func (t *Tail) between(s *stream, prev *generation, current identity) ([]*generation, error) {
 	entries, err := related(s.name)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	base := filepath.Base(s.name)
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	id, mtime := prev.id, prev.mtime
+	t.mu.Unlock()
 	var since age
 	placed := false
 	for _, e := range entries {
-		if e.id == prev.id {
+		if e.id == id {
 			since, placed = rotation(base, e.base)
 		}
 	}
@@ -119,15 +133,22 @@ func (t *Tail) between(s *stream, prev *generation, current identity) []*generat
 	var found []candidate
 	for _, e := range entries {
 		a, ok := rotation(base, e.base)
-		if _, known := t.owner[e.id]; !ok || known || e.id == current || t.matches(e.path) {
+		if !ok || t.matches(e.path) {
 			continue
 		}
 		if placed && a.date == since.date {
 			ok = a.after(since)
 		} else {
-			ok = e.info.ModTime().After(prev.mtime)
+			ok = e.info.ModTime().After(mtime)
 		}
-		if ok {
+		if !ok && e.id != current {
+			continue
+		}
+		_, known, err := t.claim(e.path, e.info)
+		if err != nil {
+			return nil, err
+		}
+		if !known {
 			found = append(found, candidate{a, e})
 		}
 	}
@@ -147,7 +168,7 @@ func (t *Tail) between(s *stream, prev *generation, current identity) []*generat
 	for _, c := range found {
 		out = append(out, &generation{id: c.id, path: c.path})
 	}
-	return out
+	return out, nil
 }
 
 // remainder looks for the copy of what was read up to pos, for a file that was
@@ -161,10 +182,7 @@ func (t *Tail) remainder(s *stream, h fingerprint, pos int64, entries []entry) *
 		if _, ok := rotation(base, e.base); !ok && e.path != s.name || e.info.Size() < pos {
 			continue
 		}
-		t.mu.Lock()
-		_, known := t.owner[e.id]
-		t.mu.Unlock()
-		if known {
+		if _, known, _ := t.claim(e.path, e.info); known {
 			continue
 		}
 		if g := matching(e, h, pos); g != nil {
@@ -260,7 +278,8 @@ func (t *Tail) restore(s *stream) {
 		current, _ = identify(fi)
 	}
 	if current != prev.id || prev.restored {
-		missed := t.between(s, prev, current)
+		// An error leaves them to the next change of the name's file.
+		missed, _ := t.between(s, prev, current)
 		t.mu.Lock()
 		s.file.Rotated += uint64(len(missed))
 		for _, m := range missed {
@@ -310,6 +329,12 @@ func (t *Tail) retire(s *stream, now time.Time) {
 			continue // nothing took its place: it may still be written
 		case quiet < t.o.Quiet:
 			continue
+		}
+		if g.f != nil {
+			if fi, err := g.f.Stat(); err == nil && g.see(fi, now) {
+				t.want(s)
+				continue
+			}
 		}
 		if g.size > g.pos {
 			s.file.Torn++

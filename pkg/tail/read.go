@@ -171,9 +171,10 @@ func (t *Tail) reopen(s *stream, g *generation) (bool, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
+	exists := false
 	for _, e := range entries {
 		if e.id == g.id {
-			path = e.path
+			path, exists = e.path, true
 		}
 	}
 	t.mu.Lock()
@@ -186,10 +187,10 @@ func (t *Tail) reopen(s *stream, g *generation) (bool, error) {
 	switch {
 	case err == nil:
 		f.Close()
-		if id, _ := identify(fi); id == g.id {
+		if id, _ := identify(fi); exists || id == g.id {
 			return false, fmt.Errorf("%s: moved while it was opened", path)
 		}
-	case !errors.Is(err, fs.ErrNotExist):
+	case exists || !errors.Is(err, fs.ErrNotExist):
 		return false, err
 	}
 	t.mu.Lock()

@@ -387,7 +387,7 @@ func (t *Tail) discover(name string) {
 	if err != nil || !fi.Mode().IsRegular() {
 		return
 	}
-	if _, mine := t.claim(name, fi); mine {
+	if _, mine, _ := t.claim(name, fi); mine {
 		return
 	}
 	s := &stream{name: name, file: File{Path: name}}
@@ -432,7 +432,9 @@ func (t *Tail) visit(s *stream) {
 	var known owned
 	ours := false
 	if found {
-		known, ours = t.claim(s.name, fi)
+		if known, ours, err = t.claim(s.name, fi); err != nil {
+			return
+		}
 	}
 	now := time.Now()
 	t.mu.Lock()

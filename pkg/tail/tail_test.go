@@ -218,6 +218,7 @@ func TestFollow(t *testing.T) {
 	tests := []struct {
 		name    string
 		pattern string // bmp.json if empty
+		late    bool   // a rotated file is written late: Quiet is long
 		steps   []step
 		check   func(t *testing.T, f File)
 	}{
@@ -264,7 +265,7 @@ func TestFollow(t *testing.T) {
 				t.Errorf("rotated %d", f.Rotated)
 			}
 		}},
-		{name: "the old file is written after it was renamed", steps: []step{
+		{name: "the old file is written after it was renamed", late: true, steps: []step{
 			want("0"), mv(f, "old"), w("old", "1\n"), want("0 1"), w(f, "a\n"), want("0 1 a"),
 			w("old", "2\n"), want("0 1 a 2"), w(f, "b\n"), want("0 1 a 2 b"),
 		}},
@@ -316,7 +317,7 @@ func TestFollow(t *testing.T) {
 			w(f, long+"\n"), want("0 " + long),
 			restart(w(f, "2\n"), cp(f, "bmp.json-20260101"), cut(f), w(f, "3\n")), want("0 " + long + " 2 3"),
 		}},
-		{name: "rotated while down", steps: []step{
+		{name: "rotated while down", late: true, steps: []step{
 			w(f, "1\n"), want("0 1"), restart(w(f, "2\n"), mv(f, "bmp.json.1"), w(f, "3\n")), want("0 1 2 3"),
 			w("bmp.json.1", "late\n"), want("0 1 2 3 late"),
 		}},
@@ -417,6 +418,9 @@ func TestFollow(t *testing.T) {
 			}
 			p := newPlace(t, pattern)
 			p.o.MaxLine = 4096
+			if tt.late {
+				p.o.Quiet = time.Hour
+			}
 			p.write(f, "0\n")
 			p.start()
 			for _, s := range tt.steps {
@@ -449,11 +453,157 @@ func TestOneFileDoesNotHoldUpOthers(t *testing.T) {
 		p.write("a.json", fmt.Sprintf("%d\n", i))
 		p.wait("seen", func() bool { return p.status("a.json").Rotated == uint64(i-1) })
 	}
-	if f := p.status("a.json"); f.Behind != 2*5 || f.Waiting != 4 {
-		t.Errorf("status %+v", f)
-	}
+	p.wait("all are waiting", func() bool {
+		f := p.status("a.json")
+		return f.Behind == 2*5 && f.Waiting == 4
+	})
 	close(release)
 	p.want("a.json", "1 2 3 4 5")
+}
+
+// A file that was written anew is noticed though it is as long as before, also
+// while it is being read.
+func TestWrittenAnew(t *testing.T) {
+	numbers := func(from, n int) (lines, spaced string) {
+		var all []string
+		for i := range n {
+			all = append(all, fmt.Sprintf("%07d", from+i))
+		}
+		return strings.Join(all, "\n") + "\n", strings.Join(all, " ")
+	}
+	rewrite := func(p *place, s string) {
+		p.truncate("a.json")
+		p.write("a.json", s)
+	}
+	t.Run("between looks", func(t *testing.T) {
+		p := newPlace(t, "a.json")
+		tail, err := New(p.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.tail = tail
+		defer tail.closeAll()
+		look := func() {
+			tail.look(t.Context(), true)
+			tail.wg.Wait()
+		}
+		old, oldSpaced := numbers(0, 10)
+		anew, newSpaced := numbers(100, 20)
+		p.write("a.json", old)
+		look()
+		rewrite(p, anew)
+		look()
+		look()
+		if got, want := p.sink.got("a.json"), oldSpaced+" "+newSpaced; got != want {
+			t.Errorf("got %s\nwant %s", got, want)
+		}
+	})
+	t.Run("while it is read", func(t *testing.T) {
+		p := newPlace(t, "a.json")
+		old, _ := numbers(0, 3*maxLines*10)
+		anew, newSpaced := numbers(1_000_000, 3*maxLines*10+1)
+		release := make(chan struct{})
+		p.sink.block["a.json"] = release
+		p.write("a.json", old)
+		p.start()
+		p.wait("the handler has some", func() bool {
+			p.tail.mu.Lock()
+			defer p.tail.mu.Unlock()
+			s := p.tail.streams[p.path("a.json")]
+			return s != nil && s.busy && p.tail.opened > 0
+		})
+		rewrite(p, anew)
+		close(release)
+		p.wait("all of the new one, and nothing else of the old one than its beginning", func() bool {
+			got := p.sink.got("a.json")
+			return strings.HasSuffix(got, newSpaced)
+		})
+		for i, l := range p.sink.all[:len(p.sink.all)-(3*maxLines*10+1)] {
+			if l != fmt.Sprintf("%07d", i) {
+				t.Fatalf("line %d is %s", i, l)
+			}
+		}
+	})
+}
+
+// What one process writes to one file after the other comes in its order.
+func TestOrder(t *testing.T) {
+	p := newPlace(t, "a.json")
+	p.write("a.json", "0\n")
+	p.start()
+	p.want("a.json", "0")
+	const n = 3000
+	f, err := os.OpenFile(p.path("a.json"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < n; i++ {
+		fmt.Fprintln(f, i)
+		if i%7 == 0 {
+			for k := 5; k > 0; k-- {
+				os.Rename(p.path(fmt.Sprintf("a.json.%d", k)), p.path(fmt.Sprintf("a.json.%d", k+1)))
+			}
+			p.rename("a.json", "a.json.1")
+			fmt.Fprintln(f, "rest of", i)
+			f.Close()
+			if f, err = os.OpenFile(p.path("a.json"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%35 == 0 {
+			// With more of them some would be removed before a look.
+			p.wait("no more than a few are unread", func() bool {
+				p.sink.mu.Lock()
+				defer p.sink.mu.Unlock()
+				return len(p.sink.all) == i+1+i/7
+			})
+		}
+	}
+	f.Close()
+	p.wait("all came", func() bool {
+		p.sink.mu.Lock()
+		defer p.sink.mu.Unlock()
+		return len(p.sink.all) >= n+(n-1)/7
+	})
+	i := 0
+	for k, l := range p.sink.all {
+		if strings.HasPrefix(l, "rest") {
+			if l != fmt.Sprint("rest of ", i-1) {
+				t.Fatalf("line %d is %q after %d", k, l, i-1)
+			}
+			continue
+		}
+		if l != fmt.Sprint(i) {
+			t.Fatalf("line %d is %q, want %d", k, l, i)
+		}
+		i++
+	}
+}
+
+// A file that was quiet for long has its time from when it was replaced.
+func TestQuietCountsFromTheRotation(t *testing.T) {
+	p := newPlace(t, "a.json")
+	p.o.Quiet = time.Minute
+	tail, err := New(p.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.tail = tail
+	defer tail.closeAll()
+	look := func() {
+		tail.look(t.Context(), true)
+		tail.wg.Wait()
+	}
+	p.write("a.json", "1\n")
+	look()
+	tail.streams[p.path("a.json")].last().changed = time.Now().Add(-time.Hour)
+	look()
+	p.rename("a.json", "old")
+	p.write("a.json", "3\n")
+	look()
+	p.write("old", "2\n")
+	look()
+	p.want("a.json", "1 3 2")
 }
 
 func TestHandlerError(t *testing.T) {
