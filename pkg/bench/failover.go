@@ -132,6 +132,7 @@ type contest struct {
 	alone, beside reader
 	router        *replay.Router
 	tables        []float64 // routes that the router had announced at each kill
+	short         []float64 // records that pmacct had thrown away, where it had, after a restart
 }
 
 // A side is what one host would run, in each of the two pairs.
@@ -310,11 +311,14 @@ func (c *contest) kill(ctx context.Context, pmacct bool) error {
 // awaitLevel waits until both pairs' daemons of a side, which have just been
 // started, have made records of all that the router has said, its table included.
 // session is the one to pmacct alone, by the order in which they began; before is
-// what the side's intake had got from earlier daemons.
+// what the side's intake had got from earlier daemons. A pmacct that has thrown
+// records away never gets there: it counts as level, and as short, when it follows
+// the router at a distance that stays the same.
 func (c *contest) awaitLevel(ctx context.Context, i, session int, before uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	slack := uint64(c.rate) / 10
+	const steadyFor = 3 * time.Second
 	err := rig.WaitFor(ctx, func() error {
 		if n, want := c.alone.routes(session), c.router.Counters().Announced; n+slack < want {
 			return fmt.Errorf("pmbmpd has written %d of %d routes", n, want)
@@ -325,12 +329,21 @@ func (c *contest) awaitLevel(ctx context.Context, i, session int, before uint64)
 		return err
 	}
 	most := uint64(3 * c.rate) // what a standby holds anyway: a little over a second of traffic
+	var behind, anchor uint64
+	var steady time.Time // since when it is no closer to the router, and no further away
 	err = c.sides[i].bmpha.awaitStatus(ctx, "level", func(s *control.Status) bool {
-		return s.Intake.Records-before+slack >= c.router.Counters().Announced && s.Sessions.Now == 1 &&
-			(isActive(s) || s.Hold.Messages <= most)
+		want, got := c.router.Counters().Announced, s.Intake.Records-before
+		behind = want - min(want, got)
+		if now := time.Now(); steady.IsZero() || max(behind, anchor)-min(behind, anchor) > slack {
+			steady, anchor = now, behind
+		}
+		return (behind <= slack || got > 0 && time.Since(steady) >= steadyFor) && s.Sessions.Now == 1 && (isActive(s) || s.Hold.Messages <= most)
 	})
 	if err != nil {
 		return err
+	}
+	if behind > slack {
+		c.short = append(c.short, float64(behind))
 	}
 	// What is still on its way is not to be counted as quiet operation.
 	return sleep(ctx, time.Second)
@@ -445,6 +458,10 @@ func (c *contest) judge(ctx context.Context) ([]*table, error) {
 	worst := line("with bmpha", "bmpha", &c.beside, bmphaKilled)
 	kills.result("with bmpha at most %s s of traffic repeated for a kill of bmpha (target: 1.5)", number(worst))
 
+	if n := len(c.short); n > 0 {
+		kills.result("with bmpha, pmacct on the side that came back had thrown records away after %d of %d kills: at most %s",
+			n, len(c.tables), number(slices.Max(c.short)))
+	}
 	for _, to := range counters.Collectors {
 		if to.Overflows > 0 {
 			kills.result("%d sessions to %s were given up because it did not read", to.Overflows, to.Address)
