@@ -1,0 +1,565 @@
+// Package table keeps what a router has said about its routes.
+package table
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/bmpha/bmpha/pkg/bgp"
+	"github.com/bmpha/bmpha/pkg/bmp"
+)
+
+// families are those whose routes are kept, in the order of walks.
+var families = [...]bgp.Family{
+	bgp.IPv4Unicast, bgp.IPv4Labelled, bgp.IPv4VPN,
+	bgp.IPv6Unicast, bgp.IPv6Labelled, bgp.IPv6VPN,
+}
+
+// familyIndex returns the index of f in families, -1 if it is not there.
+func familyIndex(f bgp.Family) int {
+	i := 0
+	switch f.AFI {
+	case bgp.AFIIPv4:
+	case bgp.AFIIPv6:
+		i = 3
+	default:
+		return -1
+	}
+	switch f.SAFI {
+	case bgp.SAFIUnicast:
+		return i
+	case bgp.SAFILabelled:
+		return i + 1
+	case bgp.SAFIVPN:
+		return i + 2
+	}
+	return -1
+}
+
+// Options say what a table keeps.
+type Options struct {
+	// Withdrawn keeps routes that were withdrawn, with the time and without
+	// attributes, until Forget or a sweep.
+	Withdrawn bool
+	// MaxRoutes bounds the table, withdrawn routes included; 0 means
+	// DefaultMaxRoutes. A route above it is not kept, and Apply says so.
+	MaxRoutes int
+}
+
+// Bounds of what one router can make a table remember.
+const (
+	DefaultMaxRoutes = 50_000_000
+	maxPeers         = 100_000
+	maxRIBs          = 200_000
+	maxMessage       = 100_000 // bytes
+)
+
+// A PeerID names a BGP peer of a router.
+type PeerID struct {
+	Addr          [16]byte // IPv4 in the last four bytes
+	Distinguisher [8]byte  // zero unless the peer type is 1 or 3
+	IPv6          bool
+}
+
+// Address returns the address of the peer.
+func (id *PeerID) Address() netip.Addr {
+	if id.IPv6 {
+		return netip.AddrFrom16(id.Addr)
+	}
+	return netip.AddrFrom4([4]byte(id.Addr[12:]))
+}
+
+// IDOf returns the identity of the peer of a per-peer header: pmacct's, by
+// address and distinguisher.
+func IDOf(p *bmp.PerPeer) PeerID {
+	id := PeerID{IPv6: p.IPv6()}
+	if p.Type == bmp.PeerRD || p.Type == bmp.PeerLocRIB {
+		id.Distinguisher = p.Distinguisher
+	}
+	if id.IPv6 {
+		id.Addr = p.RawAddress
+	} else {
+		copy(id.Addr[12:], p.RawAddress[12:])
+	}
+	return id
+}
+
+// A peer is what a table knows of a BGP peer.
+type peer struct {
+	id        PeerID
+	up        bool // in this session
+	asn       uint32
+	fourOctet bool
+	addPath   [len(families)]bool
+	ups       [][]byte // Peer Ups of this session as received, one for each RIB and OPENs
+	stats     []byte   // the last Statistics Report
+	down      []byte   // the last Peer Down, while down
+	ribs      []*RIB
+}
+
+// A RIB is one table of one peer: what all its routes have in common. It never
+// changes and may be kept.
+type RIB struct {
+	Peer  PeerID
+	BGPID [4]byte
+	Kind  bmp.RIB
+	Type  byte   // of the peer
+	AS    uint32 // of the peer, by the OPEN that it sent
+
+	seq      uint64 // order of appearance
+	gone     bool
+	gen      uint32
+	peer     *peer
+	families [len(families)]*familyTable
+}
+
+type ribKey struct {
+	peer  PeerID
+	bgpID [4]byte
+	kind  bmp.RIB
+}
+
+// A familyTable holds the routes of one family of a RIB.
+type familyTable struct {
+	tree
+	rib       *RIB
+	index     int // of the family
+	addPath   bool
+	state     State
+	stale     int // entries of an older generation
+	withdrawn int // entries that are only kept
+	sweep     key // while in EndOfRIB: where the sweep goes on
+	queued    bool
+}
+
+// words returns how long the keys of a family are.
+func words(family int, addPath bool) int {
+	n := [len(families)]int{1, 1, 2, 3, 3, 4}[family]
+	if family == 0 && addPath {
+		n++
+	}
+	return n
+}
+
+// A Table is what one router has said. It is safe for concurrent use: Apply and
+// the other methods that change it exclude each other and those that look, for
+// the time of one message or of the routes asked for. Callbacks run under its
+// lock and must not call the table.
+type Table struct {
+	store *Store
+	opts  Options
+
+	mu         sync.RWMutex
+	closed     bool // by a Termination
+	initiation []byte
+	peers      map[PeerID]*peer
+	up         int // peers that are
+	ribs       map[ribKey]*RIB
+	order      []*RIB // by seq
+	seq        uint64
+	last       *RIB // of the last Route Monitoring
+	routes     int  // announced
+	entries    int  // withdrawn ones included
+	progress   int64
+	sweeps     []*familyTable // in EndOfRIB
+	detached   []detached     // to be released
+	pending    int            // entries of detached
+
+	apply applier
+}
+
+// NewTable returns an empty table of one router, in a session.
+func NewTable(s *Store, o Options) *Table {
+	if o.MaxRoutes == 0 {
+		o.MaxRoutes = DefaultMaxRoutes
+	}
+	return &Table{store: s, opts: o, peers: make(map[PeerID]*peer), ribs: make(map[ribKey]*RIB)}
+}
+
+// A detached is routes that are gone and not yet reported.
+type detached struct {
+	f    *familyTable
+	kind Kind
+}
+
+// A Kind is what happened to a route.
+type Kind uint8
+
+const (
+	Announced   Kind = iota // the route was announced
+	Withdrawn               // the route was withdrawn
+	Marker                  // not a route: End-of-RIB of the family
+	Swept                   // the route was not in the dump of its new generation
+	PeerGone                // the peer went down, or did not come back
+	SessionGone             // Clear
+)
+
+var kindNames = [...]string{"announced", "withdrawn", "end-of-rib", "swept", "peer gone", "session gone"}
+
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// A Route is a route as it stands in a table. Its byte slices are valid during
+// the callback that gets it.
+type Route struct {
+	RIB     *RIB
+	Family  bgp.Family
+	AddPath bool         // PathID was sent
+	PathID  uint32       // zero without
+	RD      [8]byte      // zero unless SAFI is 128
+	Prefix  netip.Prefix // host bits as received; they do not tell routes apart
+	Value
+}
+
+// A Value is what a router said about a route.
+type Value struct {
+	// Attrs are the path attributes in the form that the value hash of package
+	// pmacct covers.
+	Attrs  []byte
+	Labels []byte // the label stack as received, three bytes each
+
+	Sec, Usec uint32 // of the per-peer header
+	Arrival   int64  // microseconds since the Unix epoch
+	Flags     byte   // of the per-peer header
+	TwoOctet  bool   // AS_PATH has two-octet AS numbers
+	Classic   bool   // announced in the UPDATE's own field, not in MP_REACH_NLRI
+	Withdrawn bool   // withdrawn, and kept because Options says so
+	Stale     bool   // of a generation before, and not mentioned in this one
+}
+
+// A Change is what happened to a route. It is valid during the callback.
+type Change struct {
+	Kind Kind
+	// Route is the route as it stands now, after an announcement. For all other
+	// kinds its Value is what the message said, if there was one.
+	Route
+	Found  bool  // there was such a route, announced
+	Before Value // what was kept of it; zero if there was nothing
+	// Same means that the announcement said nothing new: attributes and labels
+	// are those of the route that was found.
+	Same bool
+}
+
+// Open begins a session of the router at a time of arrival. All peers are down,
+// and all routes are kept as those of the generation before: they go when an
+// End-of-RIB, Settle or Peer Down says so. It takes time in proportion to the
+// number of peers.
+func (t *Table) Open(arrival int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = false
+	t.initiation = t.initiation[:0]
+	t.progress = arrival
+	t.up = 0
+	for id, p := range t.peers {
+		p.up, p.down, p.ups, p.stats = false, nil, nil, nil
+		if len(p.ribs) == 0 {
+			delete(t.peers, id)
+		}
+		for _, r := range p.ribs {
+			t.renew(r)
+		}
+	}
+}
+
+// renew begins a generation of r.
+func (t *Table) renew(r *RIB) {
+	r.gen++
+	for _, f := range r.families {
+		if f != nil {
+			f.stale = f.n
+			f.state = f.state.after(opened)
+		}
+	}
+}
+
+// Clear takes all routes and peers out of the table, as Peer Down does with
+// those of a peer: Tidy reports and releases them.
+func (t *Table) Clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.order {
+		for i := range r.families {
+			t.detachFamily(r, i, SessionGone)
+		}
+	}
+	clear(t.peers)
+	clear(t.ribs)
+	clear(t.order)
+	t.order, t.last = t.order[:0], nil
+	t.up = 0
+	t.initiation = t.initiation[:0]
+}
+
+// detach takes the routes of p out of the table, in constant time for each RIB
+// however many routes it has. The caller takes the RIBs out of the order.
+func (t *Table) detach(p *peer, kind Kind) {
+	for _, r := range p.ribs {
+		for i := range r.families {
+			t.detachFamily(r, i, kind)
+		}
+		delete(t.ribs, ribKey{p.id, r.BGPID, r.Kind})
+		r.gone = true
+	}
+	p.ribs = nil
+	t.last = nil
+}
+
+func (t *Table) detachFamily(r *RIB, i int, kind Kind) {
+	f := r.families[i]
+	if f == nil {
+		return
+	}
+	r.families[i] = nil
+	t.entries -= f.n
+	t.routes -= f.n - f.withdrawn
+	if f.queued {
+		t.sweeps = slices.DeleteFunc(t.sweeps, func(s *familyTable) bool { return s == f })
+	}
+	if f.n > 0 {
+		t.pending += f.n
+		t.detached = append(t.detached, detached{f, kind})
+	}
+}
+
+// Settle says that dumps are taken to have ended if nothing has come of them
+// since a time of arrival: no route of the generation before was mentioned
+// again, no peer came up, no End-of-RIB came. What is stale then is gone, and
+// so is a peer that did not come up again in this session. It is for routers that send no End-of-RIB, or not for all;
+// since is now less the quiet time. It reports whether there was something to end.
+func (t *Table) Settle(since int64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.progress > since {
+		return false
+	}
+	did := false
+	for id, p := range t.peers {
+		if !p.up {
+			if len(p.ribs) > 0 {
+				t.detach(p, PeerGone)
+				did = true
+				if p.down == nil {
+					delete(t.peers, id)
+				}
+			}
+			continue
+		}
+		for _, r := range p.ribs {
+			for _, f := range r.families {
+				if f != nil && (f.state == Begin || f.state == Dump) {
+					t.ended(f)
+					did = true
+				}
+			}
+		}
+	}
+	if did {
+		t.order = slices.DeleteFunc(t.order, func(r *RIB) bool { return r.gone })
+	}
+	return did
+}
+
+// ended moves f to the end of its dump.
+func (t *Table) ended(f *familyTable) {
+	f.state = f.state.after(marker)
+	if f.state != EndOfRIB {
+		return
+	}
+	if f.stale == 0 {
+		f.state = f.state.after(swept)
+		return
+	}
+	f.sweep = key{}
+	if !f.queued {
+		f.queued = true
+		t.sweeps = append(t.sweeps, f)
+	}
+}
+
+// Pending returns how many routes Tidy would report or release at least.
+func (t *Table) Pending() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	n := t.pending
+	for _, f := range t.sweeps {
+		n += f.stale
+	}
+	return n
+}
+
+// Tidy looks at up to n routes that are gone, releases them and calls each, if
+// it is not nil, for every one that was announced. It reports whether there is
+// more to do. Routes that a peer lost come first, then those that a dump did
+// not mention. A caller that reports them has to do so before the messages
+// that come after: nothing keeps a route from being announced again before.
+func (t *Table) Tidy(n int, each func(*Change)) (more bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n > 0 && len(t.detached) > 0 {
+		d := &t.detached[0]
+		n -= t.releaseLeaf(d.f, d.kind, each)
+		if d.f.first == nil {
+			*d = detached{}
+			t.detached = t.detached[1:]
+		}
+	}
+	for n > 0 && len(t.sweeps) > 0 {
+		f := t.sweeps[0]
+		n -= t.sweepLeaf(f, each)
+		if !f.queued {
+			t.sweeps[0] = nil
+			t.sweeps = t.sweeps[1:]
+		}
+	}
+	return len(t.detached)+len(t.sweeps) > 0
+}
+
+// releaseLeaf does away with the first leaf of a detached family and returns
+// how many routes that were.
+func (t *Table) releaseLeaf(f *familyTable, kind Kind, each func(*Change)) int {
+	l := f.first
+	n := l.n
+	for i := range l.vals[:n] {
+		v := &l.vals[i]
+		if each != nil && v.state&stateWithdrawn == 0 {
+			t.report(f, l, i, kind, each)
+		}
+		t.releaseValue(v)
+	}
+	t.pending -= n
+	f.shift()
+	return n
+}
+
+func (t *Table) releaseValue(v *value) {
+	t.store.release(v.attrs)
+	t.store.releaseLabels(v.labels)
+}
+
+// report calls each for a route that is about to go.
+func (t *Table) report(f *familyTable, l *leaf, i int, kind Kind, each func(*Change)) {
+	c := &t.apply.change
+	*c = Change{Kind: kind, Found: true}
+	k := f.key(l, i)
+	c.Route.RIB = f.rib
+	f.describe(&c.Route, &k, l.vals[i].host)
+	t.value(&c.Before, f, &l.vals[i], &t.apply.before)
+	each(c)
+}
+
+// sweepLeaf removes what is stale in the next leaf of f and returns how many
+// routes it has looked at.
+func (t *Table) sweepLeaf(f *familyTable, each func(*Change)) int {
+	done := func() {
+		f.queued = false
+		if f.state == EndOfRIB {
+			f.state = f.state.after(swept)
+		}
+	}
+	if f.state != EndOfRIB { // opened again
+		f.queued = false
+		return 1
+	}
+	if f.stale == 0 {
+		done()
+		return 1
+	}
+	l, i, _ := f.seek(&f.sweep)
+	if l != nil && i == l.n {
+		l, i = l.next, 0
+	}
+	if l == nil {
+		f.sweep = key{} // cannot be: something is stale
+		done()
+		return 1
+	}
+	n := 0
+	for ; n < fan; n++ {
+		v := &l.vals[i]
+		if v.gen != f.rib.gen {
+			f.sweep = f.key(l, i)
+			if each != nil && v.state&stateWithdrawn == 0 {
+				t.report(f, l, i, Swept, each)
+			}
+			t.drop(f, l, i)
+			n++
+			break // the leaf may be another one now
+		}
+		if i++; i == l.n {
+			if l, i = l.next, 0; l == nil {
+				break
+			}
+		}
+	}
+	if l != nil && n == fan {
+		f.sweep = f.key(l, i)
+	}
+	if f.stale == 0 {
+		done()
+	}
+	return n
+}
+
+// drop removes an entry of f.
+func (t *Table) drop(f *familyTable, l *leaf, i int) {
+	v := &l.vals[i]
+	if v.gen != f.rib.gen {
+		f.stale--
+	}
+	t.entries--
+	if v.state&stateWithdrawn != 0 {
+		f.withdrawn--
+	} else {
+		t.routes--
+	}
+	t.releaseValue(v)
+	f.remove(l, i)
+}
+
+// Routes returns how many routes are announced.
+func (t *Table) Routes() int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.routes
+}
+
+// Bytes returns the memory that the routes take, without the attributes, which
+// all tables of a store share.
+func (t *Table) Bytes() int64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var n int64
+	for _, r := range t.order {
+		for _, f := range r.families {
+			if f != nil {
+				n += f.bytes()
+			}
+		}
+	}
+	for _, d := range t.detached {
+		n += d.f.bytes()
+	}
+	return n
+}
+
+// Errors of Apply, besides those of the decoders.
+var (
+	ErrNoPeerUp        = errors.New("no Peer Up for this peer")
+	ErrLocRIBAddress   = errors.New("Loc-RIB peer with an address (RFC 9069 section 4.1)")
+	ErrLabelledAddPath = errors.New("labelled routes with path identifiers")
+	ErrTooManyPeers    = fmt.Errorf("more than %d peers up", maxPeers)
+	ErrTooManyRIBs     = fmt.Errorf("more than %d RIBs", maxRIBs)
+	ErrTooManyRoutes   = errors.New("more routes than the table may have")
+	ErrTooLong         = fmt.Errorf("message longer than %d bytes", maxMessage)
+)
+
+func compareSeq(r *RIB, seq uint64) int { return cmp.Compare(r.seq, seq) }
