@@ -119,8 +119,10 @@ func (c *Collector) pressure(paused bool) bool {
 		limit = pressureOff
 	}
 	if c.spool != nil {
-		used, most := c.spool.Used()
-		return used > most/100*int64(limit)
+		if used, most := c.spool.Used(); used <= most/100*int64(limit) {
+			return false
+		}
+		limit = 0 // what there is in memory does not matter
 	}
 	for _, r := range c.routers.all() {
 		r.mu.Lock()

@@ -249,8 +249,7 @@ func (c *Collector) stop(stopReading func()) error {
 		r.mu.Lock()
 		r.flushing = true
 		if r.session != nil {
-			r.session.aborted = true
-			r.session.conn.Close()
+			r.session.abort()
 		}
 		r.cond.Broadcast()
 		r.mu.Unlock()

@@ -54,6 +54,16 @@ type session struct {
 // router's lock.
 func (s *session) ended() bool { return s.aborted }
 
+// abort ends the session, also one that waits for room in the log or in the relay.
+// The caller holds the router's lock and wakes those that wait for it.
+func (s *session) abort() {
+	s.aborted = true
+	s.conn.Close()
+	if s.relay != nil {
+		s.relay.Abort()
+	}
+}
+
 func (c *Collector) accept(l net.Listener) {
 	for {
 		conn, err := l.Accept()
@@ -332,8 +342,7 @@ func (c *Collector) displace(r *router, s *session) bool {
 		}
 		if old := r.session; old != told && time.Since(begin) >= wait {
 			told = old
-			old.aborted = true
-			old.conn.Close()
+			old.abort()
 			r.cond.Broadcast()
 			c.counts.displaced.Add(1)
 			if r.noise.Allow() {
