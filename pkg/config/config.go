@@ -124,7 +124,7 @@ type Intake struct {
 	Allow      []netip.Prefix `yaml:"allow"`      // producers that may connect, loopback by default
 	Advertise  string         `yaml:"advertise"`  // host:port told to producers; empty: where they connected
 	Partitions int            `yaml:"partitions"` // shown of every topic, 1 to 10,000
-	Patience   time.Duration  `yaml:"patience"`   // without a producer before another collector is to send
+	Patience   time.Duration  `yaml:"patience"`   // without a producer before its routers are not heard any more
 	Files      []string       `yaml:"files"`      // patterns of files whose lines are records
 	Positions  string         `yaml:"positions"`  // file that remembers how far Files were read
 }
