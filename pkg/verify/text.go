@@ -1,0 +1,244 @@
+package verify
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Result is all that `bmpha verify` found.
+type Result struct {
+	Topic      string      `json:"topic"`
+	Partitions []Span      `json:"partitions"`
+	Report     *Report     `json:"report"`
+	Comparison *Comparison `json:"comparison,omitempty"`
+}
+
+// A Span is what was read of a partition: the offsets from From up to, and not
+// including, Until.
+type Span struct {
+	Partition int32 `json:"partition"`
+	From      int64 `json:"from"`
+	Until     int64 `json:"until"`
+}
+
+// Sound tells whether there was no fault and no difference.
+func (r *Result) Sound() bool {
+	return r.Report.Faults() == 0 && (r.Comparison == nil || r.Comparison.Differences() == 0)
+}
+
+// few is how many findings of a sort are written unless all are wanted.
+const few = 10
+
+// Write writes r for people. Without all, it is the first few findings of each
+// sort.
+func (r *Result) Write(w io.Writer, all bool) error {
+	t := text{most: few}
+	if all {
+		t.most = 1 << 62
+	}
+	rep := r.Report
+	t.line("topic %s: %s", r.Topic, number(rep.Records, "record"))
+	for _, p := range r.Partitions {
+		t.line("  partition %d: offsets %d to %d", p.Partition, p.From, p.Until)
+	}
+	if rep.Skipped > 0 {
+		t.line("  %s of other routers", number(rep.Skipped, "record"))
+	}
+	if rep.Foreign > 0 {
+		t.line("  %s not about a BMP router", number(rep.Foreign, "record"))
+	}
+	if rep.Unreadable > 0 {
+		t.line("! %s could not be read", number(rep.Unreadable, "record"))
+		t.faults(rep.UnreadableFirst, rep.Unreadable)
+	}
+	for i := range rep.Routers {
+		t.router(&rep.Routers[i])
+	}
+	if r.Comparison != nil {
+		t.comparison(r.Comparison)
+	}
+	t.line("")
+	t.line("%s", r.verdict())
+	_, err := w.Write(t.b.Bytes())
+	return err
+}
+
+func (r *Result) verdict() string {
+	n := r.Report.Faults()
+	faults := "no faults"
+	if n > 0 {
+		faults = number(n, "fault")
+	}
+	switch c := r.Comparison; {
+	case c == nil:
+		return faults
+	case c.Differences() == 0:
+		return "tables are equal, " + faults
+	default:
+		return number(int64(c.Differences()), "difference") + ", " + faults
+	}
+}
+
+// text is a page that grows.
+type text struct {
+	b    bytes.Buffer
+	most int
+}
+
+func (t *text) line(format string, args ...any) { fmt.Fprintf(&t.b, format+"\n", args...) }
+
+func (t *text) faults(list []Fault, total int64) {
+	n := min(len(list), t.most)
+	for _, f := range list[:n] {
+		t.line("!   partition %d offset %d, %s: %s", f.Partition, f.Offset, moment(f.Time), printable(f.What))
+	}
+	t.more(total - int64(n))
+}
+
+func (t *text) more(n int64) {
+	if n > 0 {
+		t.line("    and %s more", grouped(n))
+	}
+}
+
+func (t *text) router(n *RouterReport) {
+	t.line("")
+	t.line("router %s", printable(n.Router))
+	var types []string
+	for _, name := range slices.Sorted(maps.Keys(n.Types)) {
+		types = append(types, grouped(n.Types[name])+" "+printable(name))
+	}
+	t.line("  records  %s: %s", grouped(n.Records), strings.Join(types, ", "))
+	t.line("  table    %s of %s, %d of them up", number(int64(n.Routes), "route"), number(int64(n.Peers), "peer"), n.PeersUp)
+	if len(n.Partitions) > 1 {
+		t.line("  spread over partitions %s: their order among each other is not known", strings.Trim(fmt.Sprint(n.Partitions), "[]"))
+	}
+	if r := n.Repeats; r.Sum() == 0 {
+		t.line("  repeats  none")
+	} else {
+		var parts []string
+		for _, p := range []struct {
+			n    int64
+			what string
+		}{
+			{r.Replayed, "flagged as replayed"}, {r.Shared, "flagged as sent by two"},
+			{r.Router, "by the same sender (the router said it again)"}, {r.Other, "by another sender, without a flag"},
+		} {
+			if p.n > 0 {
+				parts = append(parts, grouped(p.n)+" "+p.what)
+			}
+		}
+		t.line("  repeats  %s: %s", grouped(r.Sum()), strings.Join(parts, ", "))
+	}
+	for i, s := range n.Senders[:min(len(n.Senders), t.most)] {
+		label := "senders"
+		if i > 0 {
+			label = ""
+		}
+		t.line("  %-8s %s", label, s.String())
+	}
+	t.more(int64(max(0, len(n.Senders)-t.most)))
+	if n.SendersUnlisted > 0 {
+		t.line("    and %s of senders after these", number(n.SendersUnlisted, "record"))
+	}
+	if n.Faults > 0 {
+		t.line("! %s of order", number(n.Faults, "fault"))
+		t.faults(n.FaultsFirst, n.Faults)
+	}
+}
+
+// String returns s in one line.
+func (s *Stint) String() string {
+	var b strings.Builder
+	switch {
+	case s.Instance != "":
+		fmt.Fprintf(&b, "%s token %d", s.Instance, s.Token)
+	case s.Writer != "":
+		b.WriteString(printable(s.Writer))
+	default:
+		b.WriteString("unnamed")
+	}
+	fmt.Fprintf(&b, ", partition %d: %s to %s, %s", s.Partition, moment(s.First), moment(s.Last), number(s.Records, "record"))
+	if s.Replayed > 0 {
+		fmt.Fprintf(&b, ", %s replayed", grouped(s.Replayed))
+	}
+	if s.Shared > 0 {
+		fmt.Fprintf(&b, ", %s while two could send", grouped(s.Shared))
+	}
+	return b.String()
+}
+
+func (t *text) comparison(c *Comparison) {
+	var ribs, families []string
+	for _, r := range c.RIBs {
+		ribs = append(ribs, string(r))
+	}
+	for _, a := range c.AFIs {
+		families = append(families, map[uint16]string{1: "ipv4", 2: "ipv6"}[a])
+	}
+	t.line("")
+	t.line("%s of %s, %s: its own table against Kafka's", strings.Join(ribs, " and "), printable(c.Router), strings.Join(families, " and "))
+	t.line("  %s equal, %s missing, %s extra, %s different",
+		grouped(int64(c.Equal)), grouped(int64(len(c.Missing))), grouped(int64(len(c.Extra))), grouped(int64(len(c.Different))))
+	if c.Skipped > 0 {
+		t.line("  %s not compared: the router's own, or not valid", number(int64(c.Skipped), "route"))
+	}
+	for _, sort := range []struct {
+		name string
+		list []Difference
+	}{{"missing in Kafka", c.Missing}, {"only in Kafka", c.Extra}, {"different", c.Different}} {
+		if len(sort.list) == 0 {
+			continue
+		}
+		t.line("! %s:", sort.name)
+		n := min(len(sort.list), t.most)
+		for _, d := range sort.list[:n] {
+			fields := ""
+			if len(d.Fields) > 0 {
+				fields = ": " + strings.Join(d.Fields, ", ")
+			}
+			t.line("    peer %s %s%s", d.Peer, d.Prefix, fields)
+			if d.Router != "" {
+				t.line("      router: %s", printable(d.Router))
+			}
+			if d.Kafka != "" {
+				t.line("      kafka:  %s", printable(d.Kafka))
+			}
+		}
+		t.more(int64(len(sort.list) - n))
+	}
+}
+
+func moment(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") }
+
+// number is a count with its noun.
+func number(n int64, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return grouped(n) + " " + noun + "s"
+}
+
+// grouped writes a number with commas between thousands.
+func grouped(n int64) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// printable takes out of a text what a terminal would obey.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' {
+			return '?'
+		}
+		return r
+	}, s)
+}
