@@ -63,7 +63,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		},
 		Commands: []*cli.Command{
 			runCommand(), statusCommand(), maintenanceCommand(), configCommand(),
-			decodeCommand(), replayCommand(), demoCommand(), versionCommand(), manCommand(),
+			decodeCommand(), verifyCommand(), replayCommand(), demoCommand(), versionCommand(), manCommand(),
 		},
 	}
 	app.OnUsageError = usageError("bmpha")

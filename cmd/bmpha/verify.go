@@ -1,0 +1,563 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"github.com/bmpha/bmpha/pkg/config"
+	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/replay"
+	"github.com/bmpha/bmpha/pkg/verify"
+)
+
+// exitUnsound is the exit code of verify when it did its work and found faults or
+// differences.
+const exitUnsound = 8
+
+func verifyCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "verify",
+		Usage: "tell who sent what to a topic, and whether it is what the router says",
+		Description: "Reads a topic of BMP records (pmacct's JSON, of bmpha or pmacct 1.7.7 and later) up to\n" +
+			"the end that it has now, and says per router who sent when, what was repeated and\n" +
+			"what was out of order. Nothing is written to Kafka. With --frr or --gobgp it compares\n" +
+			"the table that the records make with the one that the router printed.\n\n" +
+			"Examples:\n" +
+			"  bmpha verify -c /etc/bmpha/bmpha.yaml\n" +
+			"  bmpha verify --brokers kafka:9092 --topic bmp --from 2h --router 192.0.2.1\n" +
+			"  vtysh -c 'show bgp ipv4 unicast json' | bmpha verify --topic bmp --router 192.0.2.1 --frr -\n" +
+			"  gobgp global rib -j | bmpha verify --topic bmp --router 192.0.2.2 --gobgp -\n" +
+			"  gobgp neighbor 192.0.2.9 adj-in -j > adj-in\n" +
+			"  bmpha verify --topic bmp --router 192.0.2.2 --gobgp adj-in --json | jq .comparison.missing\n\n" +
+			"FRR: show bgp ipv4|ipv6 unicast [detail] json is compared with the post-policy\n" +
+			"Adj-RIBs-In; show bgp ipv4 unicast neighbors PEER received-routes json with the\n" +
+			"pre-policy one of the peer, which --peer has to name.\n" +
+			"GoBGP: global rib -j is compared with post-policy, neighbor PEER adj-in -j with\n" +
+			"pre-policy. The router must be quiet between the two: what it says after it printed\n" +
+			"its table is a difference.\n\n" +
+			"Faults are records that cannot be read, a sender's records that go back and are not\n" +
+			"flagged as replayed, and a sender that others had taken over from. Repeats are\n" +
+			"counted, and are no faults: they cost, and harm no table. Only a whole topic makes a\n" +
+			"whole table; with --from, what was said before is missing.\n\n" +
+			"Exit codes: 0 no fault, and equal if compared; 8 faults or differences; 1 any other\n" +
+			"error.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "topic", Usage: "the `TOPIC`; of the configuration by default"},
+			&cli.StringSliceFlag{Name: "brokers", Usage: "`HOST:PORT` of Kafka's brokers, in place of the configuration's"},
+			&cli.StringFlag{
+				Name: "config", Aliases: []string{"c"}, EnvVars: []string{"BMPHA_CONFIG"}, DefaultText: defaultConfig + " unless --brokers is given",
+				Usage: "configuration `FILE` that names brokers, TLS, SASL and topic",
+			},
+			&cli.StringFlag{Name: "from", Value: "beginning", Usage: "where to begin: beginning, an offset, an RFC 3339 time, or a time ago as in 90m (`WHERE`)"},
+			&cli.StringFlag{Name: "until", Value: "end", Usage: "where to end, not included: end, an offset, a time, or a time ago (`WHERE`)"},
+			&cli.StringFlag{Name: "router", Usage: "look at the router with this `ADDR` only"},
+			&cli.StringSliceFlag{Name: "frr", Usage: "compare with what FRR printed: `FILE`, or - for standard input"},
+			&cli.StringSliceFlag{Name: "gobgp", Usage: "compare with what GoBGP printed: `FILE`, or - for standard input"},
+			&cli.StringFlag{Name: "peer", Usage: "compare the routes of the peer with this `ADDR` only"},
+			&cli.StringFlag{Name: "rib", Usage: "compare with this `RIB` in place of the usual one: adj-in-pre, adj-in-post, adj-out-pre, adj-out-post, loc"},
+			&cli.StringSliceFlag{Name: "family", Usage: "compare this `FAMILY`, ipv4 or ipv6; those of the router's routes by default"},
+			&cli.DurationFlag{Name: "within", Value: verify.DefaultWithin, Usage: "`TIME` in which an equal record counts as repeated, for records without bmpha's header"},
+			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "give up after this `TIME` without an answer of Kafka"},
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "show all differences, faults and senders, not the first of each"},
+			&cli.BoolFlag{Name: "json", Usage: "print everything as JSON"},
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return fmt.Errorf("verify takes no arguments, found %q", c.Args().First())
+			}
+			v, err := newVerification(c)
+			if err != nil {
+				return err
+			}
+			result, err := v.run(c.Context)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				e := json.NewEncoder(c.App.Writer)
+				e.SetEscapeHTML(false)
+				e.SetIndent("", "  ")
+				err = e.Encode(result)
+			} else {
+				err = result.Write(c.App.Writer, c.Bool("all"))
+			}
+			if err != nil {
+				return fmt.Errorf("write the report: %w", err)
+			}
+			if !result.Sound() {
+				return exit(exitUnsound)
+			}
+			return nil
+		},
+	}
+}
+
+// A verification is what verify was asked to do.
+type verification struct {
+	topic       string
+	client      []kgo.Opt
+	from, until bound
+	options     verify.Options
+	tables      []verify.Table
+	compare     bool
+	scope       verify.Scope
+	timeout     time.Duration
+	progress    io.Writer // nil where nobody watches
+}
+
+func newVerification(c *cli.Context) (*verification, error) {
+	v := &verification{timeout: c.Duration("timeout"), options: verify.Options{Within: c.Duration("within")}}
+	var err error
+	if v.timeout <= 0 {
+		return nil, fmt.Errorf("--timeout %s: want more than 0", v.timeout)
+	}
+	if v.options.Within <= 0 {
+		return nil, fmt.Errorf("--within %s: want more than 0", v.options.Within)
+	}
+	now := time.Now()
+	if v.from, err = parseBound(c.String("from"), "beginning", now); err != nil {
+		return nil, fmt.Errorf("--from: %w", err)
+	}
+	if v.until, err = parseBound(c.String("until"), "end", now); err != nil {
+		return nil, fmt.Errorf("--until: %w", err)
+	}
+	if v.options.Router, err = addrFlag(c, "router"); err != nil {
+		return nil, err
+	}
+	if v.scope.Peer, err = addrFlag(c, "peer"); err != nil {
+		return nil, err
+	}
+	switch rib := replay.RIB(c.String("rib")); rib {
+	case "", replay.InPre, replay.InPost, replay.OutPre, replay.OutPost, replay.Loc:
+		v.scope.RIB = rib
+	default:
+		return nil, fmt.Errorf("--rib %s: want adj-in-pre, adj-in-post, adj-out-pre, adj-out-post or loc", rib)
+	}
+	for _, name := range c.StringSlice("family") {
+		afi, ok := map[string]uint16{"ipv4": 1, "ipv6": 2}[name]
+		if !ok {
+			return nil, fmt.Errorf("--family %s: want ipv4 or ipv6", name)
+		}
+		if !slices.Contains(v.scope.AFIs, afi) {
+			v.scope.AFIs = append(v.scope.AFIs, afi)
+		}
+	}
+	if err := v.kafka(c); err != nil {
+		return nil, err
+	}
+	if err := v.readTables(c); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"peer", "rib", "family"} {
+		if c.IsSet(name) && !v.compare {
+			return nil, fmt.Errorf("--%s has no effect without --frr or --gobgp", name)
+		}
+	}
+	if f, ok := c.App.ErrWriter.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		v.progress = f
+	}
+	return v, nil
+}
+
+func addrFlag(c *cli.Context, name string) (netip.Addr, error) {
+	text := c.String(name)
+	if text == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil {
+		return a, fmt.Errorf("--%s: %w", name, err)
+	}
+	return a, nil
+}
+
+// readTables reads what the router printed.
+func (v *verification) readTables(c *cli.Context) error {
+	stdin := false
+	for _, kind := range []struct {
+		flag  string
+		parse func(io.Reader) ([]verify.Table, error)
+	}{{"frr", verify.ParseFRR}, {"gobgp", verify.ParseGoBGP}} {
+		for _, name := range c.StringSlice(kind.flag) {
+			v.compare = true
+			var in io.Reader = os.Stdin
+			if name == "-" {
+				if stdin {
+					return errors.New("standard input can be read only once")
+				}
+				stdin = true
+			} else {
+				f, err := os.Open(name)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
+			}
+			tables, err := kind.parse(in)
+			if err != nil {
+				return fmt.Errorf("--%s %s: %w", kind.flag, name, err)
+			}
+			for _, t := range tables {
+				if t.Unnamed && !v.scope.Peer.IsValid() {
+					return fmt.Errorf("--%s %s: received routes do not name their peer: say --peer ADDR", kind.flag, name)
+				}
+			}
+			v.tables = append(v.tables, tables...)
+		}
+	}
+	return nil
+}
+
+// kafka finds out how to reach Kafka.
+func (v *verification) kafka(c *cli.Context) error {
+	brokers := c.StringSlice("brokers")
+	v.topic = c.String("topic")
+	file := c.String("config")
+	if file == "" && len(brokers) == 0 {
+		file = defaultConfig
+	}
+	if file != "" {
+		cfg, err := config.Load(file, os.LookupEnv)
+		if err != nil {
+			return err
+		}
+		if v.client, err = kafkaOptions(cfg); err != nil {
+			return err
+		}
+		if len(brokers) == 0 {
+			brokers = cfg.Kafka.Brokers
+		}
+		if v.topic == "" && !strings.Contains(cfg.Kafka.Topic, "$") {
+			v.topic = cfg.Kafka.Topic
+		}
+	}
+	if v.topic == "" {
+		return errors.New("verify needs a topic: --topic TOPIC")
+	}
+	if len(brokers) == 0 {
+		return errors.New("verify needs a broker: --brokers HOST:PORT")
+	}
+	v.client = append(v.client, kgo.SeedBrokers(brokers...))
+	return nil
+}
+
+// kafkaOptions is kafka.tls and kafka.sasl for this client.
+func kafkaOptions(cfg *config.Config) ([]kgo.Opt, error) {
+	k := &cfg.Kafka
+	for _, name := range slices.Sorted(maps.Keys(k.Properties)) {
+		for _, sort := range []string{"security.", "sasl.", "ssl.", "enable.ssl."} {
+			if strings.HasPrefix(name, sort) {
+				return nil, cfg.ErrorAt("kafka.properties."+name, "verify reads without librdkafka and cannot follow its properties; use kafka.tls and kafka.sasl, or --brokers without a configuration")
+			}
+		}
+	}
+	var opts []kgo.Opt
+	if k.TLS.Enabled {
+		t, err := kafkaTLS(cfg)
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, kgo.DialTLSConfig(t))
+	}
+	user, password := k.SASL.Username, k.SASL.Password.Reveal()
+	switch k.SASL.Mechanism {
+	case "PLAIN":
+		opts = append(opts, kgo.SASL(plain.Auth{User: user, Pass: password}.AsMechanism()))
+	case "SCRAM-SHA-256":
+		opts = append(opts, kgo.SASL(scram.Auth{User: user, Pass: password}.AsSha256Mechanism()))
+	case "SCRAM-SHA-512":
+		opts = append(opts, kgo.SASL(scram.Auth{User: user, Pass: password}.AsSha512Mechanism()))
+	}
+	return opts, nil
+}
+
+func kafkaTLS(cfg *config.Config) (*tls.Config, error) {
+	k := &cfg.Kafka.TLS
+	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	if k.CA != "" {
+		pem, err := os.ReadFile(k.CA)
+		if err != nil {
+			return nil, cfg.ErrorAt("kafka.tls.ca", "%v", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, cfg.ErrorAt("kafka.tls.ca", "no certificate in %s", k.CA)
+		}
+	}
+	if k.Cert != "" {
+		if k.KeyPassword != "" {
+			return nil, cfg.ErrorAt("kafka.tls.key_password", "verify cannot read a key that is encrypted")
+		}
+		own, err := tls.LoadX509KeyPair(k.Cert, k.Key)
+		if err != nil {
+			return nil, cfg.ErrorAt("kafka.tls.cert", "%v", err)
+		}
+		t.Certificates = []tls.Certificate{own}
+	}
+	if !k.VerifyHostname {
+		// The chain counts, the name does not.
+		t.InsecureSkipVerify = true
+		t.VerifyConnection = func(s tls.ConnectionState) error {
+			o := x509.VerifyOptions{Roots: t.RootCAs, Intermediates: x509.NewCertPool()}
+			for _, c := range s.PeerCertificates[1:] {
+				o.Intermediates.AddCert(c)
+			}
+			_, err := s.PeerCertificates[0].Verify(o)
+			return err
+		}
+	}
+	return t, nil
+}
+
+// A bound is where reading begins or ends.
+type bound struct {
+	offset int64     // -1 when it is none
+	at     time.Time // zero when it is none
+}
+
+// parseBound reads an offset, a time or how long ago; usual is the word for none.
+func parseBound(text, usual string, now time.Time) (bound, error) {
+	if text == usual {
+		return bound{offset: -1}, nil
+	}
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 {
+		return bound{offset: n}, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil && d >= 0 {
+		return bound{offset: -1, at: now.Add(-d)}, nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return bound{}, fmt.Errorf("%q: want %s, an offset, a time as in %s, or a time ago as in 90m", text, usual, now.UTC().Format(time.RFC3339))
+	}
+	return bound{offset: -1, at: at}, nil
+}
+
+func (v *verification) run(ctx context.Context) (*verify.Result, error) {
+	ledger := verify.New(v.options)
+	spans, err := v.read(ctx, ledger)
+	if err != nil {
+		return nil, fmt.Errorf("topic %s: %w", v.topic, err)
+	}
+	r := &verify.Result{Topic: v.topic, Partitions: spans, Report: ledger.Report()}
+	if v.options.Router.IsValid() && len(r.Report.Routers) == 0 && !v.compare {
+		return nil, fmt.Errorf("topic %s: none of %d records is about router %s", v.topic, r.Report.Records, v.options.Router)
+	}
+	if !v.compare {
+		return r, nil
+	}
+	name := v.options.Router.String()
+	switch n := len(r.Report.Routers); {
+	case n == 1:
+		name = r.Report.Routers[0].Router
+	case n > 1:
+		var names []string
+		for _, rt := range r.Report.Routers[:min(n, 10)] {
+			names = append(names, rt.Router)
+		}
+		return nil, fmt.Errorf("topic %s has records of %d routers: say --router, one of %s", v.topic, n, strings.Join(names, ", "))
+	case !v.options.Router.IsValid():
+		name = "the router" // of which nothing is in Kafka
+	}
+	routes, _ := ledger.Routes(name)
+	if r.Comparison, err = verify.Compare(name, v.tables, routes, v.scope); err != nil {
+		return nil, fmt.Errorf("compare the tables: %w", err)
+	}
+	return r, nil
+}
+
+// read takes what lies between the bounds into the ledger. The end is the one
+// that the topic has at the beginning.
+func (v *verification) read(ctx context.Context, ledger *verify.Ledger) ([]verify.Span, error) {
+	asked, stop := context.WithTimeout(ctx, v.timeout)
+	defer stop()
+	admin, err := kgo.NewClient(v.client...)
+	if err != nil {
+		return nil, err
+	}
+	spans, err := v.spans(asked, kadm.NewClient(admin))
+	admin.Close()
+	if err != nil {
+		if asked.Err() != nil && ctx.Err() == nil {
+			err = fmt.Errorf("no answer of Kafka within %s: %w", v.timeout, err)
+		}
+		if errors.Is(err, io.EOF) {
+			err = fmt.Errorf("the connection was closed by Kafka; are TLS, SASL and the password as it wants them? (%w)", err)
+		}
+		return nil, err
+	}
+	begin := make(map[int32]kgo.Offset)
+	ends := make(map[int32]int64)
+	var total int64
+	for _, s := range spans {
+		if s.From < s.Until {
+			begin[s.Partition] = kgo.NewOffset().At(s.From)
+			ends[s.Partition] = s.Until
+			total += s.Until - s.From
+		}
+	}
+	if len(ends) == 0 {
+		return spans, nil
+	}
+	client, err := kgo.NewClient(append(slices.Clone(v.client),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{v.topic: begin}),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // what is gone must be said, not skipped
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // one may be the last before the end
+	)...)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	bar := progress{w: v.progress, total: total}
+	defer bar.clear()
+	for len(ends) > 0 {
+		wait, stop := context.WithTimeout(ctx, v.timeout)
+		fetches := client.PollFetches(wait)
+		late := wait.Err() != nil
+		stop()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		for _, e := range fetches.Errors() {
+			switch {
+			case errors.Is(e.Err, context.DeadlineExceeded) && late:
+			case errors.Is(e.Err, kerr.OffsetOutOfRange):
+				return nil, fmt.Errorf("partition %d: records were deleted before they could be read: begin later with --from", e.Partition)
+			default:
+				return nil, fmt.Errorf("partition %d: %w", e.Partition, e.Err)
+			}
+		}
+		if late && fetches.NumRecords() == 0 {
+			p := slices.Min(slices.Collect(maps.Keys(ends)))
+			return nil, fmt.Errorf("partition %d: nothing came for %s, with offset %d still to come", p, v.timeout, ends[p]-1)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			end, open := ends[r.Partition]
+			if !open {
+				return
+			}
+			bar.done++
+			if r.Offset >= end-1 {
+				delete(ends, r.Partition)
+				client.PauseFetchPartitions(map[string][]int32{v.topic: {r.Partition}})
+			}
+			if r.Offset >= end || r.Attrs.IsControl() {
+				return
+			}
+			ledger.Record(verify.Record{
+				Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Value: r.Value, Header: headerOf(r),
+			})
+		})
+		bar.draw(time.Now())
+	}
+	return spans, nil
+}
+
+func headerOf(r *kgo.Record) []byte {
+	for _, h := range r.Headers {
+		if h.Key == record.HeaderName {
+			return h.Value
+		}
+	}
+	return nil
+}
+
+// spans asks Kafka for the offsets between the bounds.
+func (v *verification) spans(ctx context.Context, admin *kadm.Client) ([]verify.Span, error) {
+	starts, err := admin.ListStartOffsets(ctx, v.topic)
+	if err == nil {
+		err = starts.Error()
+	}
+	var ends, from, until kadm.ListedOffsets
+	if err == nil {
+		if ends, err = admin.ListCommittedOffsets(ctx, v.topic); err == nil {
+			err = ends.Error()
+		}
+	}
+	for _, b := range []struct {
+		bound
+		to *kadm.ListedOffsets
+	}{{v.from, &from}, {v.until, &until}} {
+		if err == nil && !b.at.IsZero() {
+			if *b.to, err = admin.ListOffsetsAfterMilli(ctx, max(0, b.at.UnixMilli()), v.topic); err == nil {
+				err = b.to.Error()
+			}
+		}
+	}
+	if err != nil {
+		if errors.Is(err, kerr.UnknownTopicOrPartition) {
+			return nil, errors.New("no such topic")
+		}
+		return nil, err
+	}
+	if len(ends[v.topic]) == 0 {
+		return nil, errors.New("no such topic")
+	}
+	var spans []verify.Span
+	for p, end := range ends[v.topic] {
+		start, ok := starts.Lookup(v.topic, p)
+		if !ok {
+			return nil, fmt.Errorf("partition %d: Kafka does not say where it begins", p)
+		}
+		at := func(b bound, listed kadm.ListedOffsets, usual int64) int64 {
+			n := usual
+			if o, ok := listed.Lookup(v.topic, p); ok && o.Offset >= 0 {
+				n = o.Offset
+			} else if ok {
+				n = end.Offset // nothing is as late
+			}
+			if b.offset >= 0 {
+				n = b.offset
+			}
+			return min(max(n, start.Offset), end.Offset)
+		}
+		s := verify.Span{Partition: p, From: at(v.from, from, start.Offset), Until: at(v.until, until, end.Offset)}
+		s.Until = max(s.Until, s.From)
+		spans = append(spans, s)
+	}
+	slices.SortFunc(spans, func(a, b verify.Span) int { return int(a.Partition) - int(b.Partition) })
+	return spans, nil
+}
+
+// progress tells on a terminal how far reading is.
+type progress struct {
+	w           io.Writer
+	total, done int64
+	drawn       time.Time
+}
+
+func (p *progress) draw(now time.Time) {
+	if p.w == nil || now.Sub(p.drawn) < 200*time.Millisecond {
+		return
+	}
+	p.drawn = now
+	fmt.Fprintf(p.w, "\r\x1b[K%d of %d records, %d %%", p.done, p.total, 100*p.done/max(p.total, 1))
+}
+
+func (p *progress) clear() {
+	if !p.drawn.IsZero() {
+		fmt.Fprint(p.w, "\r\x1b[K")
+	}
+}
