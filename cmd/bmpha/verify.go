@@ -49,7 +49,7 @@ func verifyCommand() *cli.Command {
 			"  gobgp global rib -j | bmpha verify --topic bmp --router 192.0.2.2 --gobgp -\n" +
 			"  gobgp neighbor 192.0.2.9 adj-in -j > adj-in\n" +
 			"  bmpha verify --topic bmp --router 192.0.2.2 --gobgp adj-in --json | jq .comparison.missing\n\n" +
-			"FRR: show bgp ipv4|ipv6 unicast [detail] json is compared with the post-policy\n" +
+			"FRR: show bgp ipv4|ipv6 unicast json [detail] is compared with the post-policy\n" +
 			"Adj-RIBs-In; show bgp ipv4 unicast neighbors PEER received-routes json with the\n" +
 			"pre-policy one of the peer, which --peer has to name.\n" +
 			"GoBGP: global rib -j is compared with post-policy, neighbor PEER adj-in -j with\n" +
@@ -475,8 +475,9 @@ func (v *verification) read(ctx context.Context, ledger *verify.Ledger) ([]verif
 	return spans, nil
 }
 
+// headerOf returns bmpha's header, which comes behind all that a record brought.
 func headerOf(r *kgo.Record) []byte {
-	for _, h := range r.Headers {
+	for _, h := range slices.Backward(r.Headers) {
 		if h.Key == record.HeaderName {
 			return h.Value
 		}

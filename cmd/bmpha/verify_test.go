@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -19,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/bmpha/bmpha/pkg/control"
@@ -75,7 +77,7 @@ func (v *verifyTopic) produce(records []said) {
 				kind, attrs, value = "withdraw", "", 0
 			}
 			r.Value = fmt.Appendf(nil, `{"log_type": %q, "afi": 1, "safi": 1, "ip_prefix": "198.18.%d.0/24", %s"bmp_msg_type": "route_monitor", %s}`, kind, s.prefix, attrs, tail)
-			r.Headers = []kgo.RecordHeader{{Key: record.HeaderName, Value: record.AppendRouteHeader(nil, &o, 0, uint64(s.prefix), value)}}
+			r.Headers = []kgo.RecordHeader{{Key: record.HeaderName, Value: []byte("brought along")}, {Key: record.HeaderName, Value: record.AppendRouteHeader(nil, &o, 0, uint64(s.prefix), value)}}
 		}
 		v.must(v.client.ProduceSync(v.within(30*time.Second), r).FirstErr())
 	}
@@ -289,6 +291,95 @@ kafka:
 	write("s3cret", "  properties: {ssl.cipher.suites: ALL}\n")
 	if o := v.command("verify", "-c", file); o.code != 1 || !strings.Contains(o.errOut, "kafka.properties.ssl.cipher.suites") {
 		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
+	}
+}
+
+// TestVerifyTLS: what the configuration says of certificates holds here, too.
+func TestVerifyTLS(t *testing.T) {
+	t.Parallel()
+	l := &lab{t: t, name: "secure"}
+	cert, err := rig.MakeCertificate(t.TempDir())
+	l.must(err)
+	stranger, err := rig.MakeCertificate(t.TempDir())
+	l.must(err)
+	pair, err := tls.LoadX509KeyPair(cert.Cert, cert.Key)
+	l.must(err)
+	for _, test := range []struct {
+		host, ca, more string
+		code           int
+		want           string
+	}{
+		{"127.0.0.1", cert.CA, "", 0, "topic secure: 0 records"},
+		{"127.0.0.2", cert.CA, "", 1, "127.0.0.2"}, // the certificate is for 127.0.0.1
+		{"127.0.0.2", cert.CA, ", verify_hostname: false", 0, "topic secure: 0 records"},
+		{"127.0.0.2", stranger.CA, ", verify_hostname: false", 1, "unknown authority"},
+		{"127.0.0.1", stranger.CA, "", 1, "unknown authority"},
+		{"127.0.0.1", cert.Key, "", 1, "kafka.tls.ca: no certificate in "},
+	} {
+		k, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, l.name),
+			kfake.ListenFn(func(network, _ string) (net.Listener, error) {
+				ln, err := net.Listen(network, test.host+":0")
+				if err != nil {
+					return nil, err
+				}
+				return tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{pair}}), nil
+			}),
+			kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "bmpha", "s3cret"))
+		l.must(err)
+		file := filepath.Join(t.TempDir(), "bmpha.yaml")
+		l.must(os.WriteFile(file, fmt.Appendf(nil, `process: a
+redis: {address: "127.0.0.1:6379"}
+kafka:
+  brokers: %q
+  topic: %s
+  tls: {enabled: true, ca: %s%s}
+  sasl: {mechanism: SCRAM-SHA-512, username: bmpha, password: s3cret}
+`, k.ListenAddrs()[0], l.name, test.ca, test.more), 0o600))
+		o := l.command("verify", "-c", file, "--timeout", "5s")
+		k.Close()
+		if o.code != test.code || !strings.Contains(o.out+o.errOut, test.want) {
+			t.Errorf("%+v: exit code %d: %s%s", test, o.code, o.out, o.errOut)
+		}
+	}
+}
+
+// TestVerifyTransactions: what was taken back is not there, and the mark of a
+// transaction that is the last of a topic does not make verify wait.
+func TestVerifyTransactions(t *testing.T) {
+	t.Parallel()
+	v := newVerifyTopic(t, 1, rig.KafkaOptions{})
+	cl, err := kgo.NewClient(append(v.kafka.Client(), kgo.DefaultProduceTopic(v.name), kgo.TransactionalID("a"))...)
+	v.must(err)
+	defer cl.Close()
+	ctx := v.within(time.Minute)
+	for _, end := range []kgo.TransactionEndTry{kgo.TryCommit, kgo.TryAbort} {
+		v.must(cl.BeginTransaction())
+		for i := range 3 {
+			value := strings.Replace(`{"event_type": "log", "log_type": "update", "bmp_router": "192.0.2.1", "peer_ip": "192.0.2.11", "afi": 1, "safi": 1, "ip_prefix": "198.18.N.0/24"}`, "N", strconv.Itoa(i), 1)
+			v.must(cl.ProduceSync(ctx, kgo.StringRecord(value)).FirstErr())
+		}
+		v.must(cl.EndTransaction(ctx, end))
+	}
+	o := v.verify("--json", "--timeout", "10s")
+	if r := parseResult(t, o); o.code != 0 || r.Report.Records != 3 || r.Partitions[0].Until != 8 {
+		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
+	}
+}
+
+// TestVerifyProgress: drawn now and then over itself, and gone in the end.
+func TestVerifyProgress(t *testing.T) {
+	var b strings.Builder
+	p := progress{w: &b, total: 200}
+	p.clear()
+	for i := range 10 {
+		p.done += 10
+		p.draw(verifyStart.Add(time.Duration(i) * 100 * time.Millisecond))
+	}
+	p.clear()
+	const line = "\r\x1b[K"
+	if want := line + "10 of 200 records, 5 %" + line + "30 of 200 records, 15 %" + line + "50 of 200 records, 25 %" +
+		line + "70 of 200 records, 35 %" + line + "90 of 200 records, 45 %" + line; b.String() != want {
+		t.Errorf("%q", b.String())
 	}
 }
 

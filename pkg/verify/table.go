@@ -79,7 +79,7 @@ type Table struct {
 	Skipped int
 }
 
-// ParseFRR reads what vtysh printed: show bgp ipv4|ipv6 unicast [detail] json, of
+// ParseFRR reads what vtysh printed: show bgp ipv4|ipv6 unicast json [detail], of
 // all peers or one, is a table of the post-policy Adj-RIBs-In;
 // show bgp … neighbors … received-routes json is one of a pre-policy Adj-RIB-In
 // and does not name the peer. There may be several, one behind the other.
