@@ -104,7 +104,8 @@ func (t *Table) peerUp(msg []byte, arrival int64) error {
 	t.up++
 	t.progress = arrival
 	p.up, p.down, p.stats = true, nil, nil
-	p.ups = append(p.ups[:0], bytes.Clone(msg))
+	p.first = bytes.Clone(msg)
+	p.ups = append(p.ups[:0], p.first)
 	if p.asn != as {
 		p.asn = as
 		t.replace(p)
@@ -118,15 +119,23 @@ func (t *Table) peerUp(msg []byte, arrival int64) error {
 }
 
 // peerUpAgain takes a further Peer Up of a peer that is up. One about the same
-// BGP session, by its ports, says nothing about routes. Another session has
-// begun without a Peer Down: its dump replaces the RIB that the message names,
-// or all of them if that is the pre-policy Adj-RIB-In, which is also what a
-// router names that means all.
+// BGP session, by its addresses and ports, says nothing about routes. Else another
+// session has begun without a Peer Down, and its dump replaces the RIB that the
+// message names, or all of them if that is the pre-policy Adj-RIB-In, which is
+// also what a router names that means all.
 func (t *Table) peerUpAgain(p *peer, u *bmp.PeerUp, msg []byte, arrival int64) {
-	first, err := bmp.ParsePeerUp(p.ups[0])
 	kind := u.Peer.RIB()
-	same := err == nil && u.LocalPort|u.RemotePort != 0 && u.LocalPort == first.LocalPort && u.RemotePort == first.RemotePort &&
-		u.RawLocalAddress == first.RawLocalAddress
+	same, ofKind := false, false
+	for _, m := range p.ups {
+		known, _ := bmp.ParsePeerUp(m) // was good before
+		is := u.LocalPort|u.RemotePort != 0 && u.LocalPort == known.LocalPort && u.RemotePort == known.RemotePort &&
+			u.RawLocalAddress == known.RawLocalAddress
+		if known.Peer.RIB() == kind && !ofKind {
+			same, ofKind = is, true
+		} else if !ofKind {
+			same = same || is
+		}
+	}
 	if !same {
 		t.progress = arrival
 		for _, r := range p.ribs {
@@ -135,13 +144,16 @@ func (t *Table) peerUpAgain(p *peer, u *bmp.PeerUp, msg []byte, arrival int64) {
 			}
 		}
 	}
-	for i, known := range p.ups {
-		k, err := bmp.ParsePeerUp(known)
-		if err == nil && k.Peer.RIB() == kind && k.Peer.BGPID == u.Peer.BGPID && (!same || bytes.Equal(k.Sent, u.Sent) && bytes.Equal(k.Received, u.Received)) {
-			p.ups[i] = bytes.Clone(msg)
-			return
+	p.ups = slices.DeleteFunc(p.ups, func(m []byte) bool {
+		known, _ := bmp.ParsePeerUp(m)
+		switch {
+		case !same:
+			return kind == bmp.AdjRIBInPre || known.Peer.RIB() == kind
+		case known.Peer.RIB() != kind || known.Peer.BGPID != u.Peer.BGPID:
+			return false
 		}
-	}
+		return bytes.Equal(known.Sent, u.Sent) && bytes.Equal(known.Received, u.Received)
+	})
 	if len(p.ups) < maxUps {
 		p.ups = append(p.ups, bytes.Clone(msg))
 	}
@@ -175,7 +187,7 @@ func (t *Table) peerDown(msg []byte) error {
 		t.detach(p, PeerGone)
 		t.order = slices.DeleteFunc(t.order, func(r *RIB) bool { return r.gone })
 	}
-	p.up, p.ups, p.stats = false, nil, nil
+	p.up, p.first, p.ups, p.stats = false, nil, nil, nil
 	if len(t.peers) > maxPeers {
 		delete(t.peers, p.id)
 		return nil

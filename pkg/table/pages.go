@@ -7,44 +7,61 @@ import (
 	"unsafe"
 )
 
-// chunkSize is how much memory is asked for at once.
-const chunkSize = 1 << 20
+const (
+	// chunkSize is how much memory the nodes of one kind get at once.
+	chunkSize = 1 << 18
+	// Memory comes from the system in regions of regionSize, those after the
+	// first few in huge ones.
+	regionSize = 1 << 22
+	hugeRegion = 1 << 25
+	small      = 8 // regions
+)
 
-// A memory hands out pieces of chunks that the garbage collector does not look
+// A memory hands out pieces of regions that the garbage collector does not look
 // into. They are not part of the heap, because the pace of the collector is
 // set by the heap's size: a table of a gigabyte there would let as much
 // garbage pile up elsewhere. Under the race detector, which sees nothing but
 // the heap, they are part of it.
 //
-// What lies in a chunk points to nothing but chunks. Chunks are given back when
-// the memory itself is garbage, so whoever holds a piece of a chunk holds the
+// What lies in a region points to nothing but regions. They are given back when
+// the memory itself is garbage, so whoever holds a piece of one holds the
 // memory too.
 type memory struct {
 	mu     sync.Mutex
 	free   [2 * maxWords]unsafe.Pointer // nodes by class; the first word is the next one
 	rest   [2 * maxWords][]byte         // of the class's last chunk
-	chunks *[][]byte
-	used   atomic.Int64 // bytes of nodes in use
-	mapped atomic.Int64 // bytes of chunks
+	region []byte                       // what is left of the last region
+	all    *[][]byte                    // the regions
+	used   atomic.Int64                 // bytes of nodes in use
+	taken  atomic.Int64                 // bytes of chunks
 }
 
 func newMemory() *memory {
-	m := &memory{chunks: new([][]byte)}
-	runtime.AddCleanup(m, func(chunks *[][]byte) {
-		for _, c := range *chunks {
-			releaseChunk(c)
+	m := &memory{all: new([][]byte)}
+	runtime.AddCleanup(m, func(all *[][]byte) {
+		for _, r := range *all {
+			releaseRegion(r)
 		}
-	}, m.chunks)
+	}, m.all)
 	return m
 }
 
-// chunk returns fresh zeroed memory of at least n bytes, aligned for anything.
-// The caller holds m.mu.
+// chunk returns zeroed memory of n bytes, aligned for anything; regions are made
+// of whole chunks. The caller holds m.mu.
 func (m *memory) chunk(n int) []byte {
-	c := acquireChunk(n)
-	*m.chunks = append(*m.chunks, c)
-	m.mapped.Add(int64(n))
-	return c[:n:n]
+	if len(m.region) < n {
+		size, huge := regionSize, len(*m.all) >= small
+		if huge {
+			size = hugeRegion
+		}
+		r := acquireRegion(size, huge)
+		*m.all = append(*m.all, r)
+		m.region = usablePart(r, size)
+	}
+	c := m.region[:n:n]
+	m.region = m.region[n:]
+	m.taken.Add(int64(n))
+	return c
 }
 
 // grab is chunk for those who do not hold m.mu.

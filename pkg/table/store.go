@@ -32,7 +32,7 @@ func NewStore() *Store {
 // Bytes returns how much memory is taken from the system for routes and
 // attributes. What is released is used again, not given back.
 func (s *Store) Bytes() int64 {
-	n := s.mem.mapped.Load()
+	n := s.mem.taken.Load()
 	for i := range s.shards {
 		s.shards[i].mu.Lock()
 		n += 8 * int64(len(s.shards[i].index))

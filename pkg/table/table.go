@@ -95,7 +95,8 @@ type peer struct {
 	asn       uint32
 	fourOctet bool
 	addPath   [len(families)]bool
-	ups       [][]byte // Peer Ups of this session as received, one for each RIB and OPENs
+	first     []byte   // the Peer Up that brought it up, and says how it is decoded
+	ups       [][]byte // Peer Ups of its BGP session as received, by RIB and OPENs
 	stats     []byte   // the last Statistics Report
 	down      []byte   // the last Peer Down, while down
 	ribs      []*RIB
@@ -260,7 +261,7 @@ func (t *Table) Open(arrival int64) {
 	t.progress = arrival
 	t.up = 0
 	for id, p := range t.peers {
-		p.up, p.down, p.ups, p.stats = false, nil, nil, nil
+		p.up, p.down, p.first, p.ups, p.stats = false, nil, nil, nil, nil
 		if len(p.ribs) == 0 {
 			delete(t.peers, id)
 		}

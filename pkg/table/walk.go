@@ -442,10 +442,12 @@ type PeerStatus struct {
 	Up        bool
 	AS        uint32 // by the OPEN that it sent
 	FourOctet bool
-	PeerUps   [][]byte // of this session; several if they are about several RIBs
-	Stats     []byte   // the last Statistics Report since it came up; nil without
-	Down      []byte   // the last Peer Down of this session, if it is down
-	RIBs      []RIBStatus
+	// PeerUps are those of this session. The first says how routes are decoded,
+	// those that follow are about other RIBs or later BGP sessions.
+	PeerUps [][]byte
+	Stats   []byte // the last Statistics Report since it came up; nil without
+	Down    []byte // the last Peer Down of this session, if it is down
+	RIBs    []RIBStatus
 }
 
 // Initiation returns the last Initiation message of the session, nil without.
@@ -467,8 +469,13 @@ func (t *Table) Peers() []PeerStatus {
 	all := make([]PeerStatus, 0, len(t.peers))
 	for _, p := range t.peers {
 		s := PeerStatus{ID: p.id, Up: p.up, AS: p.asn, FourOctet: p.fourOctet, Stats: slices.Clone(p.stats), Down: slices.Clone(p.down)}
+		if p.first != nil {
+			s.PeerUps = append(s.PeerUps, slices.Clone(p.first))
+		}
 		for _, m := range p.ups {
-			s.PeerUps = append(s.PeerUps, slices.Clone(m))
+			if &m[0] != &p.first[0] {
+				s.PeerUps = append(s.PeerUps, slices.Clone(m))
+			}
 		}
 		for _, r := range p.ribs {
 			rs := RIBStatus{RIB: r}

@@ -1,0 +1,426 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bmpha/bmpha/pkg/bgp"
+	"github.com/bmpha/bmpha/pkg/bmp"
+	store "github.com/bmpha/bmpha/pkg/table"
+)
+
+// table measures the table of a router with ten full tables: what it takes, and
+// what its work costs those who wait.
+func (r *run) table(ctx context.Context) ([]*table, error) {
+	const peers = 10
+	prefixes, sets := 1_000_000, 200_000
+	if r.quick {
+		prefixes, sets = prefixes/10, sets/10
+	}
+	t := &table{Title: "7. The table of a router", Columns: []string{"what", "figure", "unit", "target"}}
+	tables := []*table{t}
+	t.note("%d peers of %s prefixes, 80 %% IPv4, lengths as in the Internet, in random order; %s attribute sets for each peer, none shared", peers, number(float64(prefixes)), number(float64(sets)))
+	t.note("%d CPUs; one goroutine for each role; latencies are those of single calls and include whatever else ran on the machine", runtime.GOMAXPROCS(0))
+
+	before := resident()
+	s := store.NewStore()
+	tab := store.NewTable(s, store.Options{})
+	w := newTableWorld(prefixes, sets)
+	start := time.Now()
+	var spent time.Duration
+	for p := range peers {
+		if err := ctx.Err(); err != nil {
+			return tables, err
+		}
+		took, err := w.load(tab, p)
+		if err != nil {
+			return tables, err
+		}
+		spent += took
+	}
+	_ = start
+	total := float64(tab.Routes())
+	if want := peers * prefixes; int(total) != want {
+		return tables, fmt.Errorf("%v routes, want %d", total, want)
+	}
+	debug.FreeOSMemory()
+	after := resident()
+	t.row("resident with all routes", float64(after)/1e6, "MB", "1500")
+	t.row("of that the benchmark's own", float64(before+w.bytes())/1e6, "MB", "")
+	t.row("routes", float64(tab.Bytes())/total, "bytes/route", "")
+	t.row("attribute sets", float64(s.AttributeSets()), "", "")
+	t.row("all, from the system", float64(s.Bytes())/total, "bytes/route", "")
+	t.row("load, several routes a message", float64(spent.Nanoseconds())/total, "ns/route", "")
+
+	// Known prefixes, other attributes.
+	var m0, m1 runtime.MemStats
+	const updates = 1_000_000
+	batch := w.updates(rand.New(rand.NewPCG(1, 2)), updates/10, peers)
+	changed := 0
+	each := func(c *store.Change) {
+		if !c.Same {
+			changed++
+		}
+	}
+	runtime.ReadMemStats(&m0)
+	start = time.Now()
+	for range 10 {
+		for _, m := range batch {
+			if err := tab.Apply(m, 1, each); err != nil {
+				return tables, err
+			}
+		}
+	}
+	perUpdate := float64(time.Since(start).Nanoseconds()) / updates
+	runtime.ReadMemStats(&m1)
+	allocs := float64(m1.Mallocs-m0.Mallocs) / updates
+	t.row("update of a known prefix", perUpdate, "ns", "1000")
+	t.row("allocations", float64(int(allocs*1000))/1000, "", "0")
+	r.promise(allocs < 0.01, "no allocation for a known prefix (%v)", allocs)
+
+	// A collector's hot path goes on through collections.
+	pauses := gcPauses()
+	hot := startHot(tab, batch)
+	for range 10 {
+		runtime.GC()
+	}
+	p99, worst := hot.stop()
+	t.row("update while the garbage collector runs, 99.9 %", p99, "µs", "")
+	t.row("update while the garbage collector runs, worst", worst/1000, "ms", "5")
+	t.row("stop-the-world pause of that time, worst", gcPauses().since(pauses)*1000, "ms", "5")
+
+	// A walk beside updates.
+	for _, sorted := range []bool{false, true} {
+		hot = startHot(tab, batch)
+		start = time.Now()
+		walk := store.Walk{ByPrefix: sorted}
+		seen, bytes := 0, 0
+		for more := true; more && seen < 1_000_000; {
+			more = tab.Walk(&walk, 500, func(rt *store.Route) { seen++; bytes += len(rt.Attrs) })
+		}
+		took := time.Since(start)
+		p99, worst = hot.stop()
+		name := "walk, by RIB"
+		if sorted {
+			name = "walk, by prefix"
+		}
+		t.row(name+", beside updates", took.Seconds()*1e6/float64(seen), "s/1 M routes", "1")
+		t.row("update meanwhile, 99.9 %", p99, "µs", "")
+		t.row("update meanwhile, worst", worst/1000, "ms", "")
+	}
+
+	// A looking glass.
+	for _, q := range []struct {
+		name string
+		m    store.Match
+	}{{"lookup, exact", store.Exact}, {"lookup, longest match", store.Longest}, {"lookup, all shorter", store.Shorter}} {
+		rng := rand.New(rand.NewPCG(3, 4))
+		found := 0
+		start = time.Now()
+		const n = 2000
+		for range n {
+			tab.Lookup(w.prefixes[rng.IntN(len(w.prefixes))], q.m, store.Walk{}, func(*store.Route) bool { found++; return true })
+		}
+		t.row(fmt.Sprintf("%s, %.1f routes of %d peers", q.name, float64(found)/n, peers), time.Since(start).Seconds()*1e6/n, "µs", "")
+	}
+	start = time.Now()
+	found := 0
+	tab.Lookup(netip.MustParsePrefix("93.0.0.0/8"), store.Longer, store.Walk{}, func(*store.Route) bool { found++; return true })
+	t.row(fmt.Sprintf("lookup, all longer: %s routes", number(float64(found))), time.Since(start).Seconds()*1e3, "ms", "")
+
+	// A peer with all its routes goes; another router's updates go on.
+	other := store.NewTable(s, store.Options{})
+	if err := other.Apply(w.peerUp(0), 0, nil); err != nil {
+		return tables, err
+	}
+	rng := rand.New(rand.NewPCG(5, 6))
+	var otherBatch [][]byte
+	for range 10_000 {
+		otherBatch = append(otherBatch, w.update(rng, 0))
+	}
+	hot = startHot(other, otherBatch)
+	worstOwn := time.Duration(0)
+	start = time.Now()
+	if err := tab.Apply(w.peerDown(3), 2, nil); err != nil {
+		return tables, err
+	}
+	down := time.Since(start)
+	gone := 0
+	for more := true; more; {
+		at := time.Now()
+		more = tab.Tidy(500, func(*store.Change) { gone++ })
+		worstOwn = max(worstOwn, time.Since(at))
+	}
+	tidy := time.Since(start)
+	p99, worst = hot.stop()
+	if gone != prefixes {
+		return tables, fmt.Errorf("%d routes were reported gone, want %d", gone, prefixes)
+	}
+	t.row("Peer Down of one full table, the message", down.Seconds()*1e6, "µs", "")
+	t.row("its routes reported and released", tidy.Seconds()*1e3, "ms", "")
+	t.row("other router's update meanwhile, 99.9 %", p99, "µs", "")
+	t.row("other router's update meanwhile, worst", worst/1000, "ms", "10")
+	t.row("this router's wait for one step", worstOwn.Seconds()*1e3, "ms", "10")
+	runtime.KeepAlive(tab)
+	return tables, nil
+}
+
+// resident returns the resident memory of this process in bytes.
+func resident() int64 {
+	b, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(b)) {
+		var kb int64
+		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &kb); err == nil {
+			return kb << 10
+		}
+	}
+	return 0
+}
+
+// pauses is a histogram of stop-the-world pauses.
+type pauses struct{ h *metrics.Float64Histogram }
+
+func gcPauses() pauses {
+	s := []metrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}
+	metrics.Read(s)
+	if s[0].Value.Kind() != metrics.KindFloat64Histogram {
+		return pauses{&metrics.Float64Histogram{}}
+	}
+	h := s[0].Value.Float64Histogram()
+	return pauses{&metrics.Float64Histogram{Counts: slices.Clone(h.Counts), Buckets: slices.Clone(h.Buckets)}}
+}
+
+// since returns the longest pause after those in old, as the upper end of its
+// bucket, in seconds.
+func (p pauses) since(old pauses) float64 {
+	for i := len(p.h.Counts) - 1; i >= 0; i-- {
+		if i < len(old.h.Counts) && p.h.Counts[i] > old.h.Counts[i] {
+			return p.h.Buckets[i+1]
+		}
+	}
+	return 0
+}
+
+// A hot applies updates to a table one after the other and times each.
+type hot struct {
+	quit atomic.Bool
+	wg   sync.WaitGroup
+	took []time.Duration
+}
+
+func startHot(tab *store.Table, batch [][]byte) *hot {
+	h := &hot{took: make([]time.Duration, 0, 20_000_000)}
+	h.wg.Go(func() {
+		for i := 0; !h.quit.Load() && len(h.took) < cap(h.took); i++ {
+			at := time.Now()
+			_ = tab.Apply(batch[i%len(batch)], 1, nil) // tested elsewhere
+			h.took = append(h.took, time.Since(at))
+		}
+	})
+	return h
+}
+
+// stop returns the 99.9th percentile and the worst time of one update, in µs.
+func (h *hot) stop() (p999, worst float64) {
+	h.quit.Store(true)
+	h.wg.Wait()
+	slices.Sort(h.took)
+	n := len(h.took)
+	return h.took[n*999/1000].Seconds() * 1e6, h.took[n-1].Seconds() * 1e6
+}
+
+// A tableWorld makes full tables.
+type tableWorld struct {
+	prefixes []netip.Prefix
+	sets     [][]byte // attributes of one peer, without its first AS number
+	rng      *rand.Rand
+}
+
+// Shares of prefix lengths in the Internet's tables, in percent, roughly.
+var (
+	lengths4 = map[int]int{24: 60, 23: 10, 22: 12, 21: 5, 20: 5, 19: 3, 18: 2, 17: 1, 16: 2}
+	lengths6 = map[int]int{48: 50, 32: 12, 44: 8, 40: 10, 36: 6, 46: 5, 29: 4, 33: 5}
+)
+
+func newTableWorld(prefixes, sets int) *tableWorld {
+	w := &tableWorld{rng: rand.New(rand.NewPCG(7, 8))}
+	pick := func(m map[int]int) int {
+		n := w.rng.IntN(100)
+		for _, bits := range slices.Sorted(mapKeys(m)) {
+			if n -= m[bits]; n < 0 {
+				return bits
+			}
+		}
+		return 24
+	}
+	known := make(map[netip.Prefix]bool, prefixes)
+	for len(w.prefixes) < prefixes {
+		var p netip.Prefix
+		if len(w.prefixes) < prefixes*4/5 {
+			var a [4]byte
+			binary.BigEndian.PutUint32(a[:], 1<<24+w.rng.Uint32N(222<<24))
+			p = netip.PrefixFrom(netip.AddrFrom4(a), pick(lengths4)).Masked()
+		} else {
+			a := [16]byte{0: 0x20 + byte(w.rng.IntN(16)), 1: byte(w.rng.IntN(32))}
+			binary.BigEndian.PutUint32(a[2:], w.rng.Uint32())
+			p = netip.PrefixFrom(netip.AddrFrom16(a), pick(lengths6)).Masked()
+		}
+		if !known[p] {
+			known[p] = true
+			w.prefixes = append(w.prefixes, p)
+		}
+	}
+	for range sets {
+		path := make([]uint32, 2+w.rng.IntN(5))
+		for i := range path {
+			path[i] = 1000 + w.rng.Uint32N(400000)
+		}
+		b := bgp.AppendASPath(bgp.AppendOrigin(nil, uint8(w.rng.IntN(3))), append([]uint32{0}, path...)...)
+		if w.rng.IntN(2) == 0 {
+			b = bgp.AppendMED(b, w.rng.Uint32N(1000))
+		}
+		comms := make([]uint32, w.rng.IntN(9))
+		for i := range comms {
+			comms[i] = w.rng.Uint32()
+		}
+		if len(comms) > 0 {
+			b = bgp.AppendCommunities(b, comms...)
+		}
+		if w.rng.IntN(5) == 0 {
+			b = bgp.AppendLargeCommunities(b, [3]uint32{w.rng.Uint32(), 1, 2}, [3]uint32{w.rng.Uint32(), 3, 4})
+		}
+		w.sets = append(w.sets, b)
+	}
+	return w
+}
+
+func mapKeys(m map[int]int) func(func(int) bool) {
+	return func(yield func(int) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// bytes returns roughly what w takes.
+func (w *tableWorld) bytes() int64 {
+	n := int64(len(w.prefixes)) * 32
+	for _, s := range w.sets {
+		n += int64(cap(s)) + 24
+	}
+	return n
+}
+
+func (w *tableWorld) header(peer int) []byte {
+	addr := netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + peer)})
+	return bmp.AppendPeerHeader(nil, 0, 0, 0, addr, uint32(65000+peer), addr, time.Unix(1e9, 0))
+}
+
+func (w *tableWorld) peerUp(peer int) []byte {
+	local := netip.MustParseAddr("10.0.0.254")
+	open := func(as uint32) []byte { return bgp.AppendOpen(nil, as, 90, local, bgp.AppendCapAS4(nil, as)) }
+	return bmp.AppendPeerUp(nil, w.header(peer), local, 179, 1000, open(64000), open(uint32(65000+peer)), nil)
+}
+
+func (w *tableWorld) peerDown(peer int) []byte {
+	return bmp.AppendPeerDown(nil, w.header(peer), bmp.DownRemote, nil)
+}
+
+// message announces routes of one family with set number n of a peer.
+func (w *tableWorld) message(peer, n int, v6 bool, nlri []byte) []byte {
+	set := slices.Clone(w.sets[n])
+	binary.BigEndian.PutUint32(set[bgpPathAt:], uint32(65000+peer))
+	var update []byte
+	if v6 {
+		hop := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(peer)})
+		update = bgp.AppendUpdate(nil, nil, bgp.AppendMPReach(set, 2, 1, hop, nlri), nil)
+	} else {
+		update = bgp.AppendUpdate(nil, nil, bgp.AppendNextHop(set, netip.AddrFrom4([4]byte{192, 0, 2, byte(peer)})), nlri)
+	}
+	return bmp.AppendRouteMonitoring(nil, w.header(peer), update)
+}
+
+// bgpPathAt is where the first AS number is in attributes that begin with ORIGIN
+// and AS_PATH.
+const bgpPathAt = 4 + 3 + 2
+
+// load announces all prefixes of a peer, in random order, with each set for about
+// equally many of one family, and returns the time that the table took.
+func (w *tableWorld) load(tab *store.Table, peer int) (spent time.Duration, err error) {
+	order := w.rng.Perm(len(w.prefixes))
+	at := [2]int{}
+	families := [2][]int{}
+	for _, i := range order {
+		f := 0
+		if w.prefixes[i].Addr().Is6() {
+			f = 1
+		}
+		families[f] = append(families[f], i)
+	}
+	apply := func(m []byte) {
+		start := time.Now()
+		if e := tab.Apply(m, 1, nil); e != nil {
+			err = e
+		}
+		spent += time.Since(start)
+	}
+	apply(w.peerUp(peer))
+	each := float64(len(order)) / float64(len(w.sets))
+	v4 := len(w.sets) * 4 / 5
+	for n := range w.sets {
+		f := 0
+		if n >= v4 {
+			f = 1
+		}
+		many := int(float64(at[f])+each*(0.5+w.rng.Float64())) - at[f]
+		if n == v4-1 || n == len(w.sets)-1 {
+			many = len(families[f])
+		}
+		for many > 0 && at[f] < len(families[f]) {
+			end := min(at[f]+min(many, 50), len(families[f]))
+			var nlri []byte
+			for _, i := range families[f][at[f]:end] {
+				nlri = bgp.AppendPrefix(nlri, w.prefixes[i])
+			}
+			apply(w.message(peer, n, f == 1, nlri))
+			many -= end - at[f]
+			at[f] = end
+		}
+	}
+	apply(bmp.AppendRouteMonitoring(nil, w.header(peer), bgp.AppendEndOfRIB(nil, 1, 1)))
+	return spent, err
+}
+
+func (w *tableWorld) update(rng *rand.Rand, peer int) []byte {
+	p := w.prefixes[rng.IntN(len(w.prefixes))]
+	return w.message(peer, rng.IntN(len(w.sets)), p.Addr().Is6(), bgp.AppendPrefix(nil, p))
+}
+
+func (w *tableWorld) updates(rng *rand.Rand, n, peers int) (msgs [][]byte) {
+	var ends []int
+	var all []byte // in one piece, as they lie in the buffer of a connection
+	for range n {
+		all = append(all, w.update(rng, rng.IntN(peers))...)
+		ends = append(ends, len(all))
+	}
+	at := 0
+	for _, end := range ends {
+		msgs = append(msgs, all[at:end])
+		at = end
+	}
+	return msgs
+}
