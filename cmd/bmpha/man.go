@@ -58,6 +58,9 @@ of \fBmaintenance\fP: refused, because nobody could take over
 .TP
 7
 of \fBmaintenance\fP: begun, but not seen to happen in time
+.TP
+8
+of \fBverify\fP: faults or differences were found
 
 .SH SIGNALS
 .TP

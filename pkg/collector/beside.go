@@ -96,7 +96,7 @@ func (c *Collector) tend(ctx context.Context) {
 		if c.o.NoDecode || c.supply.active() {
 			c.supply.attend(c.clock.now())
 			if c.relay != nil {
-				c.paused.Store(c.pressure(c.paused.Load()))
+				c.paused.Store(c.supply.awaited(c.clock.now()) || c.pressure(c.paused.Load()))
 				c.relay.Pause(c.paused.Load())
 			}
 		}

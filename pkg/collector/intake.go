@@ -33,6 +33,7 @@ type supply struct {
 	lost      int64 // when the last of them went, 0 while there is one or never was
 	back      int64 // when there was one again, 0 if there is none or lost is 0
 	seen      bool  // there was a producer
+	alone     int64 // when one has disconnected last
 }
 
 type producer struct {
@@ -59,6 +60,7 @@ func (p *supply) Disconnected(q *intake.Producer, err error) {
 	p.mu.Lock()
 	was := p.producers[q.ID]
 	delete(p.producers, q.ID)
+	p.alone = p.c.clock.now()
 	gone := false
 	if was != nil && was.live {
 		if p.live--; p.live == 0 {
@@ -272,6 +274,22 @@ func (p *supply) attend(now int64) {
 		}
 		r.mu.Unlock()
 	}
+}
+
+// producerWait is how long pmacct gets nothing while its producer has not connected:
+// a table that is made into records meanwhile would fill its queue, and it throws
+// away a queue that is full. librdkafka takes 10 s at most to connect again. One
+// that connects only when there is something to send gets it then.
+const producerWait = int64(15 * time.Second / time.Microsecond)
+
+// awaited reports whether pmacct is to get nothing yet.
+func (p *supply) awaited(now int64) bool {
+	if p.broker == nil {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.producers) == 0 && now-max(p.alone, p.c.clock.first()) < producerWait
 }
 
 // unfit says why what pmacct makes does not reach us, "" if it does.

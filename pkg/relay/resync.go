@@ -19,9 +19,9 @@ const (
 	turnMost = 30 * time.Second
 	// A session that is lost within stable of its reset, or before it was ever
 	// drained, waits twice as long as before for its next reset.
-	stable    = time.Minute
-	resetWait = 10 * time.Second
-	resetMost = 10 * time.Minute
+	stable    = 20 * time.Second
+	resetWait = time.Second
+	resetMost = 2 * time.Minute
 	// pollEvery is how often drained is asked for while that matters.
 	pollEvery = 200 * time.Millisecond
 )

@@ -107,19 +107,19 @@ func TestPacer(t *testing.T) {
 			1.5 open 2 a   > resyncing
 			1.5 up 2       > resyncing
 			1.6 lost 2     > resyncing
-			11.5           > resyncing
-			11.6           > resyncing reset 2
-			11.7 close 2   > resyncing
-			11.8 open 3 a  > resyncing
-			11.8 up 3      > resyncing
-			12  lost 3     > resyncing
-			31.9           > resyncing
-			32             > resyncing reset 3
-			32.1 close 3   > resyncing
-			32.2 open 4 a  > resyncing
-			32.2 up 4      > resyncing
-			33  drained 4  > resyncing
-			34  drained 4  > up
+			2.5            > resyncing
+			2.6            > resyncing reset 2
+			2.7 close 2    > resyncing
+			2.8 open 3 a   > resyncing
+			2.8 up 3       > resyncing
+			3   lost 3     > resyncing
+			4.9            > resyncing
+			5              > resyncing reset 3
+			5.1 close 3    > resyncing
+			5.2 open 4 a   > resyncing
+			5.2 up 4       > resyncing
+			6   drained 4  > resyncing
+			7   drained 4  > up
 			95  lost 4     > resyncing reset 4
 		`},
 		{"a session that closes by itself is not reset", 1, false, `
