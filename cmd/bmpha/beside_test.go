@@ -141,6 +141,9 @@ func besideLife(t *testing.T, program string) {
 	a.role(control.RoleStandby)
 	a.hearing(1)
 	a.seen("what the router said again at the beginning is let go", func(s *control.Status) error {
+		if n := s.Routers[0].Messages; int(n) < len(r.Table())-rate {
+			return fmt.Errorf("%d records of %d have come", n, len(r.Table()))
+		}
 		if s.Hold.Messages == 0 || s.Hold.Messages > 3*rate/2 {
 			return fmt.Errorf("%d messages held", s.Hold.Messages)
 		}
