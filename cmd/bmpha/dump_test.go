@@ -121,10 +121,8 @@ func TestLongDumpsNfacctd(t *testing.T) { dumpLife(t, "nfacctd", false) }
 func dumpLife(t *testing.T, program string, kill bool) {
 	long(t)
 	rig.Require(t, rig.PmbmpdPart)
-	t.Parallel()
-	const routes = 100_000
-	l := newLab(t, withDefaultTimers, with("BMPHA_HOLD_MEMORY=1GiB"))
-	l.consume(4)
+	const routes = 50_000
+	l := newLab(t, withDefaultTimers, with("BMPHA_HOLD_MEMORY=1GiB")).consume(4)
 	topic := l.name + "-dump"
 	l.must(l.kafka.CreateTopic(l.within(30*time.Second), topic, 1))
 	sub, err := rig.Consume(t.Context(), l.kafka.Brokers(), topic, l.kafka.Client()...)
