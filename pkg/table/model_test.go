@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 
@@ -37,7 +38,6 @@ type modelTable struct {
 	life     map[nlri]int // when a route came to be there without a break
 	routes   map[nlri]modelRoute
 	state    [len(families)]State
-	heard    [len(families)]bool
 }
 
 type modelRoute struct {
@@ -164,12 +164,12 @@ func routeOf(r *Route) nlri {
 
 // TestModel does at random what routers do, and compares all that can be seen.
 func TestModel(t *testing.T) {
-	seeds := 150
-	if testing.Short() {
-		seeds = 20
+	seeds := 12
+	if os.Getenv("BMPHA_LONG") != "" {
+		seeds = 300
 	}
 	for seed := range seeds {
-		testModel(t, uint64(seed), 3000)
+		testModel(t, uint64(seed), 2000)
 		if t.Failed() {
 			return
 		}

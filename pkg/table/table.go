@@ -1,4 +1,47 @@
-// Package table keeps what a router has said about its routes.
+// Package table keeps what a router has said about its routes, small enough for
+// ten full tables in a gigabyte: for replaying it, for telling news from
+// repetition, for withdrawals that say what was withdrawn, and for looking at.
+//
+// A Store belongs to a process and holds each distinct set of path attributes
+// once, whichever routers sent it. A Table belongs to a router. Apply takes the
+// router's messages and tells for each route what was known of it before and
+// what is now; it reads messages as package pmacct does, down to what it leaves
+// out, and keeps attributes in the form that the value hash there covers, so
+// that two routes are equal here exactly if their hashes are there.
+//
+// A session that is opened again, or a peer that comes up again without having
+// gone down, begins a generation: routes stay, and are stale until they are
+// mentioned. At End-of-RIB, or after a quiet time that the caller decides on
+// (Settle), stale routes are gone. Peer Down and Clear take routes away at once.
+// In either case Tidy reports and releases them step by step: a message never
+// takes longer because a peer had many routes.
+//
+// The package does no I/O, starts no goroutine and reads no clock. A known
+// route is changed without an allocation. Every input is bounded: by the limits
+// below, by Options.MaxRoutes, and by the length of a message.
+//
+// # Structure
+//
+// Each family of each RIB is a B+ tree in memory outside the heap, which the
+// garbage collector neither scans nor counts: leaves of 64 routes, keys of 8
+// bytes (IPv4) to 32 (IPv6 VPN) beside values of 32. The order of the keys is the
+// order of dumps, and prefixes are looked up in it with no further index. A walk
+// keeps the key that comes next and so goes on wherever the tree has changed.
+//
+// Weighed by BenchmarkStructure, with 500,000 random IPv4 prefixes and these
+// values, on one of two busy cores (AMD EPYC, Go 1.26):
+//
+//	        update   memory       walk          a collection takes
+//	tree    390 ns   59 B/route    7 ns/route    3 ms (as without)
+//	map     165 ns  101 B/route   28 ns/route    3 ms
+//	bart    300 ns   60 B/route  124 ns/route   14 ms
+//
+// A map is the fastest to update, but has no order, so that it can neither be
+// looked up by longer and shorter prefixes nor walked in steps while it changes.
+// bart's trie (v0.30) looks up as well, but
+// knows no route distinguishers and path identifiers, is slow to walk, and is
+// full of pointers: 10 million routes would cost the collector a quarter of a
+// second of work each time.
 package table
 
 import (
