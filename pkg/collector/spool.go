@@ -46,6 +46,7 @@ type overflow struct {
 	recovered uint64       // where, in entries of the queue, those of another process end
 	open      bool         // a recovered session is open in the log
 	session   uint32       // which
+	number    uint32       // ours of that session
 	again     bool         // a prelude of it is being passed over
 	told      bool         // what is on disk has lately said all that decoding needs
 	since     int          // bytes after that
@@ -269,7 +270,7 @@ func (o *overflow) release(acked uint64) {
 func (o *overflow) closeForeign(r *router) {
 	if o.open && !o.foreign() {
 		o.open = false
-		r.stream.TryAppend(hold.Closed, o.session, 0, nil) // has room always
+		r.stream.TryAppend(hold.Closed, o.number, 0, nil) // has room always
 	}
 }
 
@@ -304,18 +305,26 @@ func (o *overflow) accept(c *Collector, r *router, e *spool.Entry) bool {
 			return true
 		}
 		body := openedBody(netip.AddrPortFrom(r.addr, 0))
-		if !r.stream.TryAppend(hold.Opened, e.Session, at, body[:]) {
+		number := c.nextID.Add(1)
+		if !r.stream.TryAppend(hold.Opened, number, at, body[:]) {
 			return false
 		}
-		o.open, o.session = true, e.Session
+		o.open, o.session, o.number = true, e.Session, number
 	}
-	if !r.stream.TryAppend(kind, e.Session, at, e.Body) {
+	session := e.Session
+	if foreign { // its numbers are another process', and ours mean others
+		session = o.number
+		if kind == hold.Opened {
+			session = c.nextID.Add(1)
+		}
+	}
+	if !r.stream.TryAppend(kind, session, at, e.Body) {
 		return false
 	}
 	if foreign {
 		switch kind {
 		case hold.Opened:
-			o.open, o.session = true, e.Session
+			o.open, o.session, o.number = true, e.Session, session
 		case hold.Closed:
 			o.open = false
 		}

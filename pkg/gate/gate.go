@@ -192,13 +192,9 @@ func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) 
 }
 
 // TryAppend is Append for a caller that has another place for what finds no room:
-// nothing is dropped, and it reports false when memory is full but for what is
-// below the sender's mark.
+// nothing is dropped, and it reports false when memory is full.
 func (s *Stream) TryAppend(kind hold.Kind, session uint32, now int64, body []byte) bool {
-	if s.append(kind, session, now, body) {
-		return true
-	}
-	return !s.want && s.freeBefore(s.lowWater, &s.n.FreedMark) > 0 && s.append(kind, session, now, body)
+	return s.append(kind, session, now, body)
 }
 
 func (s *Stream) append(kind hold.Kind, session uint32, now int64, body []byte) bool {
