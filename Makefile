@@ -62,7 +62,7 @@ fuzz:
 	./scripts/fuzz $(FUZZTIME)
 
 e2e: parts sim fuzz
-	BMPHA_LONG=1 $(GO) test -count 1 -timeout 20m -v -run Long ./cmd/bmpha
+	BMPHA_LONG=1 $(GO) test -count 1 -timeout 40m -v -run Long ./cmd/bmpha
 
 bench: build parts
 	./scripts/bench

@@ -306,7 +306,7 @@ func TestPmacctConfigurations(t *testing.T) {
 // TestLinks: files that the documents point to exist.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
-	for _, file := range []string{"README.md", "DESIGN.md", "CHANGELOG.md", "pmacct/README.md"} {
+	for _, file := range []string{"README.md", "DESIGN.md", "CHANGELOG.md", "pmacct/README.md", "docs/beside.md", "docs/native.md", "docs/benchmarks.md"} {
 		src, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
