@@ -154,20 +154,21 @@ func TestFiles(t *testing.T) {
 			t.Errorf("%s: %s of traffic repeated, want at most %s", what, took, most)
 		}
 	}
-	// Checkpoints are a second apart and wait for what is in flight.
-	const unsaved = 2500 * time.Millisecond
+	// Files are looked at once a second, by each for itself. Checkpoints are a
+	// second apart and wait for what is in flight.
+	const twoFiles, unsaved = mostRepeated + time.Second, 4 * time.Second
 	seam("rotation", func() { f.rotate(); f.more(rate); f.rotate() }, 0)
 	seam("the active one is started anew", func() {
 		f.must(a.Restart(t.Context()))
 		b.role(control.RoleActive)
 		a.role(control.RoleStandby)
-	}, mostRepeated)
+	}, twoFiles)
 	seam("the active one is killed", func() {
 		f.must(b.Kill())
 		a.role(control.RoleActive)
 		f.must(b.Restart(t.Context()))
 		b.role(control.RoleStandby)
-	}, mostRepeated)
+	}, twoFiles)
 	seam("the only one is killed, and files are rotated meanwhile", func() {
 		f.must(b.Stop())
 		f.more(rate)
@@ -186,7 +187,7 @@ func TestFiles(t *testing.T) {
 	})
 	f.same(r)
 	t.Logf("%d records more than lines", repeats)
-	if limit := int((2*mostRepeated + unsaved).Seconds() * rate); repeats > limit {
+	if limit := int((2*twoFiles + unsaved).Seconds() * rate); repeats > limit {
 		t.Errorf("%d records more than lines, want at most %d", repeats, limit)
 	}
 	f.must(a.Stop())

@@ -304,7 +304,7 @@ func TestNativeAndTwo(t *testing.T) {
 // came in longer ago than the window is not sent again.
 func TestNativeWindow(t *testing.T) {
 	t.Parallel()
-	const rate, window = 500, 4
+	const rate, window = 500, 5
 	l := newLab(t, with(fmt.Sprintf("BMPHA_HOLD_WINDOW=%ds", window))).consume(4)
 	n := l.native(rig.NativeOptions{Process: "n"})
 	a := l.start("a")

@@ -324,7 +324,7 @@ func TestRecoveredSessionEnds(t *testing.T) {
 	opened := openedBody(netip.AddrPortFrom(someRouter, 0))
 	c.toSpool(r, hold.Opened, 7, c.clock.now(), opened[:])
 	c.toSpool(r, hold.Message, 7, c.clock.now(), numberedEntry(1))
-	r.spool.open, r.spool.session = true, 6
+	r.spool.open, r.spool.number = true, 6
 	c.fetch(r)
 	var got []string
 	cur := r.held.Tail()
