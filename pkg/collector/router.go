@@ -121,10 +121,6 @@ func (r *router) mark(c *Collector, now int64) (int64, bool) {
 	if ok {
 		m, ok = c.spooledMark(r, m)
 	}
-	if r.pmacct && r.facts.lastHeard > 0 {
-		// That nothing comes may mean that pmacct hangs.
-		m = min(m, r.facts.lastHeard)
-	}
 	if r.behind && r.stream.Wanted() {
 		m = min(m, r.caughtUp)
 	}

@@ -184,12 +184,12 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 	var full uint64
 	var oldest, lowest int64
 	for _, r := range c.routers.all() {
-		cr, key, lowWater, quiet := c.oneRouter(r, now)
+		cr, key, lowWater := c.oneRouter(r, now)
 		known[key] = true
 		cr.HeardBy = heardBy(view, key, c.o.Process, cr.Heard)
 		if lowWater > 0 {
 			cr.LowWater = lowWater
-			if !quiet && (lowest == 0 || lowWater < lowest) {
+			if lowest == 0 || lowWater < lowest {
 				lowest = lowWater
 			}
 		}
@@ -214,9 +214,7 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 	}
 }
 
-// oneRouter also tells whether the router is one of pmacct's of which all that came
-// lately is in Kafka: its mark stands where the last record came.
-func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key string, lowWater int64, quiet bool) {
+func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key string, lowWater int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.stream.Counters()
@@ -258,8 +256,7 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 	if mark, ok := r.mark(c, now); ok {
 		lowWater = c.clock.toRedis(mark)
 	}
-	quiet = r.pmacct && c.clock.toRedis(r.facts.lastHeard)-micros(c.o.Margin) <= lowWater
-	return cr, r.key, lowWater, quiet
+	return cr, r.key, lowWater
 }
 
 // heardBy names the members that have a session with a router.
