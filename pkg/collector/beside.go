@@ -186,7 +186,7 @@ func (c *Collector) besideStatus(st *control.Status, now int64) {
 	if c.relay != nil {
 		for _, t := range c.relay.Status() {
 			st.Relay = append(st.Relay, control.RelayTarget{
-				Address: t.Address, State: string(t.State), Since: t.Since, Sessions: t.Sessions, Waiting: t.Waiting,
+				Address: t.Address, State: relayStates[t.State], Since: t.Since, Sessions: t.Sessions, Waiting: t.Waiting,
 				Buffered: uint64(t.Buffered), Limit: uint64(c.o.Relay.Buffer), Bytes: t.Bytes, Cut: t.Cuts,
 				Lost: t.Lost, Resets: t.Resets, LastError: t.LastError, Paused: c.paused.Load(),
 			})
@@ -211,6 +211,13 @@ func (c *Collector) besideStatus(st *control.Status, now int64) {
 		}
 		st.Spool.Error = c.spoolError()
 	}
+}
+
+// relayStates are the relay's in the words of status; how many sessions a target
+// lacks is a number of its own there.
+var relayStates = map[relay.State]string{
+	relay.Idle: control.RelayIdle, relay.Connecting: control.RelayIdle,
+	relay.Up: control.RelayUp, relay.Resyncing: control.RelayUp, relay.Down: control.RelayDown,
 }
 
 // spoolError returns why a queue cannot be written or read, "" if all can.
