@@ -83,11 +83,33 @@ var (
 	IPv6VPN      = Family{AFIIPv6, SAFIVPN}
 )
 
-// Known reports whether Prefixes can walk routes of f.
-func (f Family) Known() bool {
-	return (f.AFI == AFIIPv4 || f.AFI == AFIIPv6) &&
-		(f.SAFI == SAFIUnicast || f.SAFI == SAFILabelled || f.SAFI == SAFIVPN)
+// Families are those whose routes the package decodes, in the order of Index. They
+// must not be changed.
+var Families = [...]Family{IPv4Unicast, IPv4Labelled, IPv4VPN, IPv6Unicast, IPv6Labelled, IPv6VPN}
+
+// Index returns the index of f in Families, -1 if it is not there.
+func (f Family) Index() int {
+	i := 0
+	switch f.AFI {
+	case AFIIPv4:
+	case AFIIPv6:
+		i = 3
+	default:
+		return -1
+	}
+	switch f.SAFI {
+	case SAFIUnicast:
+		return i
+	case SAFILabelled:
+		return i + 1
+	case SAFIVPN:
+		return i + 2
+	}
+	return -1
 }
+
+// Known reports whether Prefixes can walk routes of f.
+func (f Family) Known() bool { return f.Index() >= 0 }
 
 // Bits returns the length in bits of an address of f, 0 if f is not known.
 func (f Family) Bits() int {

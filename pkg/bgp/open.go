@@ -63,6 +63,41 @@ func ParseOpen(pdu []byte) (Open, error) {
 	return o, nil
 }
 
+// ParseStrictOpen is ParseOpen with what pmacct makes sure of besides: the version,
+// and that the AS number (as, of four octets if the capability says so) is one.
+func ParseStrictOpen(pdu []byte) (open Open, as uint32, fourOctet bool, err error) {
+	open, err = ParseOpen(pdu)
+	if err != nil {
+		return open, 0, false, err
+	}
+	if open.Version != 4 {
+		return open, 0, false, &Error{What: "BGP version is not 4", Offset: 19, Section: "RFC 4271 section 4.2"}
+	}
+	var as4 uint32
+	caps := open.Capabilities()
+	for caps.Next() {
+		if caps.Code() != CapFourOctetAS {
+			continue
+		}
+		if len(caps.Value()) != 4 {
+			return open, 0, false, &Error{What: "four-octet AS capability is not 4 bytes", Offset: HeaderLen + 10, Section: "RFC 6793 section 3"}
+		}
+		fourOctet = true
+		as4 = binary.BigEndian.Uint32(caps.Value())
+	}
+	if err := caps.Err(); err != nil {
+		return open, 0, false, err
+	}
+	as = uint32(open.MyAS)
+	switch {
+	case as == ASTrans && as4 != 0 && as4 != ASTrans:
+		as = as4
+	case as == ASTrans, as4 != 0 && as4 != as:
+		return open, 0, false, &Error{What: "AS numbers of OPEN and capability do not go together", Offset: 20, Section: "RFC 6793 section 4.2"}
+	}
+	return open, as, fourOctet, nil
+}
+
 // Capabilities returns a walk over the capabilities of o.
 func (o *Open) Capabilities() Capabilities {
 	return Capabilities{pdu: o.pdu, off: o.params, extended: o.extended}

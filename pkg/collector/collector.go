@@ -140,7 +140,6 @@ type Collector struct {
 type counts struct {
 	accepted, notAllowed, tooMany, notBMP, displaced, outOfRouters atomic.Uint64
 	closedRouter, closedBadInput, closedStalled, closedRestarted   atomic.Uint64
-	opaque                                                         atomic.Uint64    // sessions that were not BMP any more
 	dropped                                                        atomic.Uint64    // by routers since forgotten
 	replayed                                                       atomic.Uint64    // likewise
 	droppedAt                                                      atomic.Int64     // when a message was last dropped

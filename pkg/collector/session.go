@@ -410,7 +410,6 @@ func (c *Collector) read(r *router, s *session) error {
 		rest, err := c.take(r, s)
 		s.buf = s.buf[:copy(s.buf, rest)]
 		if err != nil && s.opaqueFrom(err) {
-			c.counts.opaque.Add(1)
 			r.log.Warn("session is not BMP any more: passed on, not decoded", "session", s.id, "error", err)
 			r.mu.Lock()
 			r.facts.opaque = true

@@ -183,7 +183,7 @@ func (s *Stream) SetCovered(covered bool) { s.uncovered = !covered }
 // stream that only holds what another sends never makes the router wait: it drops
 // the oldest instead.
 func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) bool {
-	for !s.append(kind, session, now, body) {
+	for !s.TryAppend(kind, session, now, body) {
 		if s.want || s.uncovered || !s.MakeRoom() {
 			return false
 		}
@@ -194,10 +194,6 @@ func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) 
 // TryAppend is Append for a caller that has another place for what finds no room:
 // nothing is dropped, and it reports false when memory is full.
 func (s *Stream) TryAppend(kind hold.Kind, session uint32, now int64, body []byte) bool {
-	return s.append(kind, session, now, body)
-}
-
-func (s *Stream) append(kind hold.Kind, session uint32, now int64, body []byte) bool {
 	now = max(now, s.lastSeen)
 	if !s.log.Append(kind, session, now, body) {
 		return false

@@ -3,7 +3,6 @@ package pmacct
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -302,47 +301,6 @@ func (s *Session) info(b *record.Batch, o *record.Origin, at int64, msg []byte, 
 	return nil
 }
 
-// errOpen is what pmacct refuses in an OPEN message although it can be read.
-var (
-	errOpenVersion = errors.New("BGP version is not 4")
-	errOpenAS4     = errors.New("four-octet AS capability is not 4 bytes")
-	errOpenAS      = errors.New("AS numbers of OPEN and capability do not go together (RFC 6793 section 4.2)")
-)
-
-// parseOpen decodes an OPEN message and makes sure of it what pmacct does.
-func parseOpen(pdu []byte) (open bgp.Open, as uint32, fourOctet bool, err error) {
-	open, err = bgp.ParseOpen(pdu)
-	if err != nil {
-		return open, 0, false, err
-	}
-	if open.Version != 4 {
-		return open, 0, false, &bgp.Error{What: errOpenVersion.Error(), Offset: 19, Section: "RFC 4271 section 4.2"}
-	}
-	var as4 uint32
-	caps := open.Capabilities()
-	for caps.Next() {
-		if caps.Code() != bgp.CapFourOctetAS {
-			continue
-		}
-		if len(caps.Value()) != 4 {
-			return open, 0, false, &bgp.Error{What: errOpenAS4.Error(), Offset: bgp.HeaderLen + 10, Section: "RFC 6793 section 3"}
-		}
-		fourOctet = true
-		as4 = binary.BigEndian.Uint32(caps.Value())
-	}
-	if err := caps.Err(); err != nil {
-		return open, 0, false, err
-	}
-	as = uint32(open.MyAS)
-	switch {
-	case as == bgp.ASTrans && as4 != 0 && as4 != bgp.ASTrans:
-		as = as4
-	case as == bgp.ASTrans, as4 != 0 && as4 != as:
-		return open, 0, false, &bgp.Error{What: errOpenAS.Error(), Offset: 20, Section: "RFC 6793 section 4.2"}
-	}
-	return open, as, fourOctet, nil
-}
-
 // learn enters the peer of a Peer Up message, unless it is up already: then
 // what was known of it stays, as in pmacct. It returns the AS number of this
 // end of the BGP session.
@@ -350,11 +308,11 @@ func (s *Session) learn(msg []byte, u *bmp.PeerUp) (localAS uint32, err error) {
 	if !usable(&u.Peer) {
 		return 0, s.refuse(msg)
 	}
-	sent, localAS, four, err := parseOpen(u.Sent)
+	sent, localAS, four, err := bgp.ParseStrictOpen(u.Sent)
 	if err != nil {
 		return 0, s.malformed(msg, u.SentOffset, err)
 	}
-	received, remoteAS, remoteFour, err := parseOpen(u.Received)
+	received, remoteAS, remoteFour, err := bgp.ParseStrictOpen(u.Received)
 	if err != nil {
 		return 0, s.malformed(msg, u.ReceivedOffset, err)
 	}
@@ -367,7 +325,7 @@ func (s *Session) learn(msg []byte, u *bmp.PeerUp) (localAS uint32, err error) {
 		return 0, &Error{bmp.TypePeerUp, bmp.HeaderLen, ErrTooManyPeers}
 	}
 	p := &peer{fourOctet: four && remoteFour}
-	for i, f := range families {
+	for i, f := range bgp.Families {
 		from := received.AddPath(f)
 		p.addPath[i] = sent.AddPath(f) != 0 && from != 0 && from != bgp.AddPathReceive
 	}

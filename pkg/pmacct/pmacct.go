@@ -140,36 +140,9 @@ func distinguisher(p *bmp.PerPeer) [8]byte {
 // A peer is what Peer Up said about a BGP session. It never changes: a clone
 // shares it.
 type peer struct {
-	fourOctet bool                // AS_PATH has four-octet AS numbers
-	addPath   [len(families)]bool // routes have path identifiers, by family
-	tail      []byte              // `, "peer_ip": … "bmp_msg_type": "route_monitor"`
-}
-
-// families are those whose routes become records.
-var families = [...]bgp.Family{
-	bgp.IPv4Unicast, bgp.IPv4Labelled, bgp.IPv4VPN,
-	bgp.IPv6Unicast, bgp.IPv6Labelled, bgp.IPv6VPN,
-}
-
-// familyIndex returns the index of f in families, -1 if it is not there.
-func familyIndex(f bgp.Family) int {
-	i := 0
-	switch f.AFI {
-	case bgp.AFIIPv4:
-	case bgp.AFIIPv6:
-		i = 3
-	default:
-		return -1
-	}
-	switch f.SAFI {
-	case bgp.SAFIUnicast:
-		return i
-	case bgp.SAFILabelled:
-		return i + 1
-	case bgp.SAFIVPN:
-		return i + 2
-	}
-	return -1
+	fourOctet bool                    // AS_PATH has four-octet AS numbers
+	addPath   [len(bgp.Families)]bool // routes have path identifiers, by family
+	tail      []byte                  // `, "peer_ip": … "bmp_msg_type": "route_monitor"`
 }
 
 // Session returns the state at the beginning of a BMP session. It copies

@@ -776,14 +776,14 @@ func FuzzMessage(f *testing.F) {
 
 // TestFamilies checks that families and their index go together.
 func TestFamilies(t *testing.T) {
-	for i, f := range families {
-		if familyIndex(f) != i || !f.Known() {
-			t.Errorf("%v has index %d, want %d", f, familyIndex(f), i)
+	for i, f := range bgp.Families {
+		if f.Index() != i || !f.Known() {
+			t.Errorf("%v has index %d, want %d", f, f.Index(), i)
 		}
 	}
 	for _, f := range []bgp.Family{{}, {AFI: 1, SAFI: 2}, {AFI: 25, SAFI: 1}} {
-		if familyIndex(f) != -1 {
-			t.Errorf("%v has index %d", f, familyIndex(f))
+		if f.Index() != -1 {
+			t.Errorf("%v has index %d", f, f.Index())
 		}
 	}
 }

@@ -106,10 +106,10 @@ func (s *Session) routeMonitoring(b *record.Batch, o *record.Origin, at int64, m
 	}
 	// pmacct goes through IPv4 first, then IPv6, announcements first.
 	for _, afi := range [...]uint16{bgp.AFIIPv4, bgp.AFIIPv6} {
-		if r := &a.reach; r.Family.AFI == afi && familyIndex(r.Family) >= 0 {
+		if r := &a.reach; r.Family.AFI == afi && r.Family.Index() >= 0 {
 			w.announce(r.Family, r.NLRI, r.NLRIOffset)
 		}
-		if r := &a.unreach; r.Family.AFI == afi && len(r.Withdrawn) != 0 && familyIndex(r.Family) >= 0 {
+		if r := &a.unreach; r.Family.AFI == afi && len(r.Withdrawn) != 0 && r.Family.Index() >= 0 {
 			w.withdraw(r.Family, r.Withdrawn, r.WithdrawnOffset)
 		}
 	}
@@ -117,7 +117,7 @@ func (s *Session) routeMonitoring(b *record.Batch, o *record.Origin, at int64, m
 		switch f := a.unreach.Family; {
 		case len(u.Attrs) == 0:
 			w.endOfRIB(bgp.IPv4Unicast)
-		case f.AFI != 0 && f.SAFI != 0 && len(a.unreach.Withdrawn) == 0 && familyIndex(a.reach.Family) < 0:
+		case f.AFI != 0 && f.SAFI != 0 && len(a.unreach.Withdrawn) == 0 && a.reach.Family.Index() < 0:
 			w.endOfRIB(f)
 		}
 	}
@@ -164,7 +164,7 @@ func (s *Session) readAttributes(u *bgp.Update, a *attributes) error {
 			err = s.readReach(t, a)
 		case bgp.AttrMPUnreach:
 			a.unreach, err = bgp.ParseMPUnreach(t)
-			if err == nil && familyIndex(a.unreach.Family) < 0 && len(a.unreach.Withdrawn) != 0 {
+			if err == nil && a.unreach.Family.Index() < 0 && len(a.unreach.Withdrawn) != 0 {
 				s.enc.counters.unknownFamilies.Add(1)
 			}
 		case bgp.AttrAIGP:
@@ -210,7 +210,7 @@ func (s *Session) readReach(t bgp.Attr, a *attributes) error {
 	if err != nil {
 		return err
 	}
-	if familyIndex(r.Family) < 0 {
+	if r.Family.Index() < 0 {
 		s.enc.counters.unknownFamilies.Add(1)
 	}
 	switch nh := r.NextHop; len(nh) {
@@ -303,7 +303,7 @@ func (w *routeWriter) setFamily(f bgp.Family) {
 // maxWireBits are the longest prefixes that pmacct takes, labels and route
 // distinguisher included, by family. It leaves the rest of the attribute
 // behind a longer one.
-var maxWireBits = [len(families)]int{32, 56, 120, 128, 152, 216}
+var maxWireBits = [len(bgp.Families)]int{32, 56, 120, 128, 152, 216}
 
 func (w *routeWriter) announce(f bgp.Family, nlri []byte, offset int) {
 	if !w.ready {
@@ -320,7 +320,7 @@ func (w *routeWriter) withdraw(f bgp.Family, nlri []byte, offset int) {
 // write writes a record for each route in nlri.
 func (w *routeWriter) write(kind string, attrs []byte, f bgp.Family, nlri []byte, offset int, labels bgp.Labels) {
 	s := w.s
-	family := familyIndex(f)
+	family := f.Index()
 	addPath := w.peer.addPath[family]
 	if addPath && f.SAFI != bgp.SAFIUnicast {
 		// pmacct takes the path identifier for a prefix length and, finding

@@ -80,11 +80,11 @@ func (t *Table) peerUp(msg []byte, arrival int64) error {
 	if !usable(&u.Peer) {
 		return ErrLocRIBAddress
 	}
-	sent, _, four, err := parseOpen(u.Sent)
+	sent, _, four, err := bgp.ParseStrictOpen(u.Sent)
 	if err != nil {
 		return err
 	}
-	received, as, remoteFour, err := parseOpen(u.Received)
+	received, as, remoteFour, err := bgp.ParseStrictOpen(u.Received)
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (t *Table) peerUp(msg []byte, arrival int64) error {
 		t.replace(p)
 	}
 	p.fourOctet = four && remoteFour
-	for i, f := range families {
+	for i, f := range bgp.Families {
 		from := received.AddPath(f)
 		p.addPath[i] = sent.AddPath(f) != 0 && from != 0 && from != bgp.AddPathReceive
 	}
@@ -214,40 +214,6 @@ func (t *Table) replace(p *peer) {
 	t.last = nil
 }
 
-// parseOpen decodes an OPEN message and makes sure of it what pmacct does.
-func parseOpen(pdu []byte) (open bgp.Open, as uint32, fourOctet bool, err error) {
-	open, err = bgp.ParseOpen(pdu)
-	if err != nil {
-		return open, 0, false, err
-	}
-	if open.Version != 4 {
-		return open, 0, false, &bgp.Error{What: "BGP version is not 4", Offset: 19, Section: "RFC 4271 section 4.2"}
-	}
-	var as4 uint32
-	caps := open.Capabilities()
-	for caps.Next() {
-		if caps.Code() != bgp.CapFourOctetAS {
-			continue
-		}
-		if len(caps.Value()) != 4 {
-			return open, 0, false, &bgp.Error{What: "four-octet AS capability is not 4 bytes", Offset: bgp.HeaderLen + 10, Section: "RFC 6793 section 3"}
-		}
-		fourOctet = true
-		as4 = binary.BigEndian.Uint32(caps.Value())
-	}
-	if err := caps.Err(); err != nil {
-		return open, 0, false, err
-	}
-	as = uint32(open.MyAS)
-	switch {
-	case as == bgp.ASTrans && as4 != 0 && as4 != bgp.ASTrans:
-		as = as4
-	case as == bgp.ASTrans, as4 != 0 && as4 != as:
-		return open, 0, false, &bgp.Error{What: "AS numbers of OPEN and capability do not go together", Offset: 20, Section: "RFC 6793 section 4.2"}
-	}
-	return open, as, fourOctet, nil
-}
-
 // An update is an UPDATE on its way into a table.
 type update struct {
 	t       *Table
@@ -321,10 +287,10 @@ func (t *Table) routeMonitoring(msg []byte, arrival int64, each func(*Change)) e
 		w.routes(bgp.IPv4Unicast, u.NLRI, u.NLRIOffset, Announced, stateClassic)
 	}
 	for _, afi := range [...]uint16{bgp.AFIIPv4, bgp.AFIIPv6} {
-		if m := &w.reach; m.Family.AFI == afi && familyIndex(m.Family) >= 0 {
+		if m := &w.reach; m.Family.AFI == afi && m.Family.Index() >= 0 {
 			w.routes(m.Family, m.NLRI, m.NLRIOffset, Announced, 0)
 		}
-		if m := &w.unreach; m.Family.AFI == afi && len(m.Withdrawn) != 0 && familyIndex(m.Family) >= 0 {
+		if m := &w.unreach; m.Family.AFI == afi && len(m.Withdrawn) != 0 && m.Family.Index() >= 0 {
 			w.routes(m.Family, m.Withdrawn, m.WithdrawnOffset, Withdrawn, 0)
 		}
 	}
@@ -332,7 +298,7 @@ func (t *Table) routeMonitoring(msg []byte, arrival int64, each func(*Change)) e
 		switch f := w.unreach.Family; {
 		case len(u.Attrs) == 0:
 			w.endOfRIB(bgp.IPv4Unicast)
-		case f.AFI != 0 && f.SAFI != 0 && len(w.unreach.Withdrawn) == 0 && familyIndex(w.reach.Family) < 0:
+		case f.AFI != 0 && f.SAFI != 0 && len(w.unreach.Withdrawn) == 0 && w.reach.Family.Index() < 0:
 			w.endOfRIB(f)
 		}
 	}
@@ -419,14 +385,14 @@ func readReach(a bgp.Attr) (bgp.MPReach, error) {
 
 // maxWireBits are the longest prefixes that pmacct takes, labels and route
 // distinguisher included, by family.
-var maxWireBits = [len(families)]int{32, 56, 120, 128, 152, 216}
+var maxWireBits = [len(bgp.Families)]int{32, 56, 120, 128, 152, 216}
 
 // maxRDType is the last type of route distinguisher that there is.
 const maxRDType = 2
 
 // routes applies the routes of one part of the UPDATE.
 func (w *update) routes(f bgp.Family, nlri []byte, offset int, kind Kind, state uint8) {
-	index := familyIndex(f)
+	index := f.Index()
 	addPath := w.peer.addPath[index]
 	if addPath && f.SAFI != bgp.SAFIUnicast {
 		w.fail(ErrLabelledAddPath)
@@ -483,7 +449,7 @@ func (w *update) family(i int) *familyTable {
 }
 
 func (w *update) endOfRIB(f bgp.Family) {
-	if i := familyIndex(f); i >= 0 {
+	if i := f.Index(); i >= 0 {
 		w.t.progress = w.arrival
 		w.t.ended(w.family(i))
 		// The same RIB under another BGP identifier is that of a life before.
@@ -652,11 +618,11 @@ func makeKey(f *familyTable, p *bgp.Prefix) (k key, host uint8) {
 		*last &= 0xff << n
 	}
 	i := 0
-	if families[f.index].SAFI == bgp.SAFIVPN {
+	if bgp.Families[f.index].SAFI == bgp.SAFIVPN {
 		k[0] = binary.BigEndian.Uint64(p.RD[:])
 		i = 1
 	}
-	if families[f.index].AFI == bgp.AFIIPv4 {
+	if bgp.Families[f.index].AFI == bgp.AFIIPv4 {
 		k[i] = uint64(binary.BigEndian.Uint32(a[:]))<<32 | uint64(p.Bits)
 		if f.addPath {
 			k[i+1] = uint64(p.PathID)
@@ -671,7 +637,7 @@ func makeKey(f *familyTable, p *bgp.Prefix) (k key, host uint8) {
 
 // describe fills in what a key says.
 func (f *familyTable) describe(r *Route, k *key, host uint8) {
-	r.Family = families[f.index]
+	r.Family = bgp.Families[f.index]
 	r.AddPath = f.addPath
 	i := 0
 	if r.Family.SAFI == bgp.SAFIVPN {

@@ -80,7 +80,7 @@ func TestNoAllocation(t *testing.T) {
 	must(t, tab, 1, nil, s.peerUp(0, 0, 1))
 	a := s.announce(0, 0, 1, 0, true, number(1))
 	var msgs [][]byte
-	for f := range families {
+	for f := range bgp.Families {
 		msgs = append(msgs, s.announce(0, 0, 1, 7, false, nlri{family: f, prefix: somePrefix(f)}),
 			s.announce(0, 0, 2, 8, false, nlri{family: f, prefix: somePrefix(f)}),
 			s.withdraw(0, 0, nlri{family: f, prefix: somePrefix(f)}))
@@ -94,7 +94,7 @@ func TestNoAllocation(t *testing.T) {
 }
 
 func somePrefix(family int) netip.Prefix {
-	if families[family].AFI == bgp.AFIIPv4 {
+	if bgp.Families[family].AFI == bgp.AFIIPv4 {
 		return prefix("10.0.0.0/8")
 	}
 	return prefix("2001:db8::/32")

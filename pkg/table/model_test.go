@@ -37,7 +37,7 @@ type modelTable struct {
 	seq, gen int
 	life     map[nlri]int // when a route came to be there without a break
 	routes   map[nlri]modelRoute
-	state    [len(families)]State
+	state    [len(bgp.Families)]State
 }
 
 type modelRoute struct {
@@ -132,7 +132,7 @@ func (m *model) peerUp(id modelRIB, port uint16) {
 
 func (m *model) renew(t *modelTable) {
 	t.gen++
-	t.state = [len(families)]State{}
+	t.state = [len(bgp.Families)]State{}
 }
 
 // medOf reads the MED, which the tests tell attribute sets apart by.
@@ -159,7 +159,7 @@ func routeOf(r *Route) nlri {
 	for _, b := range r.RD {
 		rd = rd<<8 | uint64(b)
 	}
-	return nlri{familyIndex(r.Family), r.Prefix.Masked(), rd, r.PathID}
+	return nlri{r.Family.Index(), r.Prefix.Masked(), rd, r.PathID}
 }
 
 // TestModel does at random what routers do, and compares all that can be seen.
@@ -185,15 +185,15 @@ func testModel(t *testing.T, seed uint64, steps int) {
 	pick := func(family int) nlri {
 		n := nlri{family: family}
 		i := rng.IntN(space)
-		if families[family].AFI == bgp.AFIIPv4 {
+		if bgp.Families[family].AFI == bgp.AFIIPv4 {
 			// Nested prefixes, among them the default route, and host bits.
 			n.prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 4), byte(i << 4), byte(rng.IntN(256))}), []int{0, 8, 12, 16, 20, 21, 24, 32}[rng.IntN(8)])
 		} else {
 			n.prefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, byte(i >> 8), byte(i), 9: byte(i)}), []int{0, 16, 29, 32, 64, 65, 80, 128}[rng.IntN(8)])
 		}
-		if families[family].SAFI == bgp.SAFIVPN {
+		if bgp.Families[family].SAFI == bgp.SAFIVPN {
 			n.rd = uint64(1<<48 | rng.IntN(3))
-		} else if s.addPath && families[family].SAFI == bgp.SAFIUnicast {
+		} else if s.addPath && bgp.Families[family].SAFI == bgp.SAFIUnicast {
 			n.path = uint32(rng.IntN(3))
 		}
 		return n
@@ -239,14 +239,14 @@ func testModel(t *testing.T, seed uint64, steps int) {
 		tab.Tidy(n, each)
 		// The model sweeps what the table did: it is free to choose which.
 		for id, mt := range m.ribs {
-			for f := range families {
+			for f := range bgp.Families {
 				if mt.state[f] != EndOfRIB {
 					continue
 				}
 				left := map[nlri]bool{}
 				var w Walk
 				w.Withdrawn = true
-				w.Family = families[f]
+				w.Family = bgp.Families[f]
 				w.RIB = func(r *RIB) bool { return ribOf(r) == id }
 				for tab.Walk(&w, 100, func(r *Route) {
 					if r.Stale {
@@ -280,7 +280,7 @@ func testModel(t *testing.T, seed uint64, steps int) {
 	for step := range steps {
 		now++
 		id := modelRIB{rng.IntN(3), bmp.RIB(rng.IntN(5))}
-		family := rng.IntN(len(families))
+		family := rng.IntN(len(bgp.Families))
 		switch op := rng.IntN(1000); {
 		case op < 800:
 			var routes []nlri
@@ -349,7 +349,7 @@ func testModel(t *testing.T, seed uint64, steps int) {
 			m.detach(of(id), PeerGone)
 			delete(m.up, of(id))
 		case op < 930:
-			err := tab.Apply(s.endOfRIB(id.peer, id.kind, families[family]), now, each)
+			err := tab.Apply(s.endOfRIB(id.peer, id.kind, bgp.Families[family]), now, each)
 			if m.up[of(id)] != (err == nil) {
 				t.Fatalf("seed %d: End-of-RIB: %v", seed, err)
 			}
@@ -376,7 +376,7 @@ func testModel(t *testing.T, seed uint64, steps int) {
 					m.detach(of(id), PeerGone)
 					continue
 				}
-				for f := range families {
+				for f := range bgp.Families {
 					m.ended(mt, f)
 				}
 			}

@@ -56,33 +56,6 @@ import (
 	"github.com/bmpha/bmpha/pkg/bmp"
 )
 
-// families are those whose routes are kept, in the order of walks.
-var families = [...]bgp.Family{
-	bgp.IPv4Unicast, bgp.IPv4Labelled, bgp.IPv4VPN,
-	bgp.IPv6Unicast, bgp.IPv6Labelled, bgp.IPv6VPN,
-}
-
-// familyIndex returns the index of f in families, -1 if it is not there.
-func familyIndex(f bgp.Family) int {
-	i := 0
-	switch f.AFI {
-	case bgp.AFIIPv4:
-	case bgp.AFIIPv6:
-		i = 3
-	default:
-		return -1
-	}
-	switch f.SAFI {
-	case bgp.SAFIUnicast:
-		return i
-	case bgp.SAFILabelled:
-		return i + 1
-	case bgp.SAFIVPN:
-		return i + 2
-	}
-	return -1
-}
-
 // Options say what a table keeps.
 type Options struct {
 	// Withdrawn keeps routes that were withdrawn, with the time and without
@@ -137,7 +110,7 @@ type peer struct {
 	up        bool // in this session
 	asn       uint32
 	fourOctet bool
-	addPath   [len(families)]bool
+	addPath   [len(bgp.Families)]bool
 	first     []byte   // the Peer Up that brought it up, and says how it is decoded
 	ups       [][]byte // Peer Ups of its BGP session as received, by RIB and OPENs
 	stats     []byte   // the last Statistics Report
@@ -158,7 +131,7 @@ type RIB struct {
 	gone     bool
 	gen      uint32
 	peer     *peer
-	families [len(families)]*familyTable
+	families [len(bgp.Families)]*familyTable
 }
 
 type ribKey struct {
@@ -182,7 +155,7 @@ type familyTable struct {
 
 // words returns how long the keys of a family are.
 func words(family int, addPath bool) int {
-	n := [len(families)]int{1, 1, 2, 3, 3, 4}[family]
+	n := [len(bgp.Families)]int{1, 1, 2, 3, 3, 4}[family]
 	if family == 0 && addPath {
 		n++
 	}

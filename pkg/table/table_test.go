@@ -59,7 +59,7 @@ type nlri struct {
 
 func (s speaker) encode(n nlri, label uint32) []byte {
 	var b []byte
-	f := families[n.family]
+	f := bgp.Families[n.family]
 	if s.addPath && f.SAFI == bgp.SAFIUnicast {
 		b = bgp.AppendPathID(b, n.path)
 	}
@@ -73,7 +73,7 @@ func (s speaker) encode(n nlri, label uint32) []byte {
 }
 
 func (s speaker) announce(peer int, kind bmp.RIB, med, label uint32, classic bool, routes ...nlri) []byte {
-	f := families[routes[0].family]
+	f := bgp.Families[routes[0].family]
 	var b []byte
 	for _, n := range routes {
 		b = append(b, s.encode(n, label)...)
@@ -90,7 +90,7 @@ func (s speaker) announce(peer int, kind bmp.RIB, med, label uint32, classic boo
 }
 
 func (s speaker) withdraw(peer int, kind bmp.RIB, routes ...nlri) []byte {
-	f := families[routes[0].family]
+	f := bgp.Families[routes[0].family]
 	var b []byte
 	for _, n := range routes {
 		b = append(b, s.encode(n, 0x80000)...)

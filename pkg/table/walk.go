@@ -64,7 +64,7 @@ func (t *Table) Walk(w *Walk, n int, each func(*Route)) (more bool) {
 		if w.RIB != nil && !w.RIB(r) {
 			continue
 		}
-		for ; w.family < len(families); w.family, w.key = w.family+1, (key{}) {
+		for ; w.family < len(bgp.Families); w.family, w.key = w.family+1, (key{}) {
 			f := r.families[w.family]
 			if f == nil || !w.takes(w.family) {
 				continue
@@ -91,7 +91,7 @@ func (t *Table) Walk(w *Walk, n int, each func(*Route)) (more bool) {
 
 // takes reports whether w goes through a family.
 func (w *Walk) takes(family int) bool {
-	f := families[family]
+	f := bgp.Families[family]
 	if w.Family != (bgp.Family{}) && f != w.Family || w.RD != nil && f.SAFI != bgp.SAFIVPN {
 		return false
 	}
@@ -100,7 +100,7 @@ func (w *Walk) takes(family int) bool {
 
 // walkByPrefix merges the RIBs. Its position is family, key and RIB.
 func (t *Table) walkByPrefix(w *Walk, n int, visit func(*familyTable, *leaf, int)) (more bool) {
-	for ; w.family < len(families); w.family, w.key, w.seq = w.family+1, (key{}), 0 {
+	for ; w.family < len(bgp.Families); w.family, w.key, w.seq = w.family+1, (key{}), 0 {
 		if !w.takes(w.family) {
 			continue
 		}
@@ -211,7 +211,7 @@ func (it *iterator) wanted(w *Walk) bool {
 // or that there is none.
 func (f *familyTable) region(w *Walk, k *key) (jump key, in, end bool) {
 	var low key
-	vpn := families[f.index].SAFI == bgp.SAFIVPN
+	vpn := bgp.Families[f.index].SAFI == bgp.SAFIVPN
 	i := 0
 	if vpn {
 		i = 1
@@ -232,7 +232,7 @@ func (f *familyTable) region(w *Walk, k *key) (jump key, in, end bool) {
 	if slices.Compare(k[:], low[:]) < 0 {
 		return low, false, false
 	}
-	if common(k, &low, i, families[f.index].AFI == bgp.AFIIPv4) >= length {
+	if common(k, &low, i, bgp.Families[f.index].AFI == bgp.AFIIPv4) >= length {
 		return key{}, true, false
 	}
 	if !vpn || w.RD != nil || k[0] == math.MaxUint64 {
@@ -312,7 +312,7 @@ func (t *Table) Lookup(p netip.Prefix, m Match, w Walk, each func(*Route) bool) 
 			if f == nil || !w.takes(i) {
 				continue
 			}
-			if families[i].SAFI != bgp.SAFIVPN {
+			if bgp.Families[i].SAFI != bgp.SAFIVPN {
 				going = t.cover(f, 0, p, m, &w, each)
 			} else if w.RD != nil {
 				going = t.cover(f, binary.BigEndian.Uint64(w.RD[:]), p, m, &w, each)
@@ -345,7 +345,7 @@ func (f *familyTable) distinguisher(rd uint64) (uint64, bool) {
 func (t *Table) cover(f *familyTable, rd uint64, p netip.Prefix, m Match, w *Walk, each func(*Route) bool) bool {
 	word := 0
 	var target key
-	if families[f.index].SAFI == bgp.SAFIVPN {
+	if bgp.Families[f.index].SAFI == bgp.SAFIVPN {
 		word, target[0] = 1, rd
 	}
 	bound := target
@@ -481,7 +481,7 @@ func (t *Table) Peers() []PeerStatus {
 			rs := RIBStatus{RIB: r}
 			for i, f := range r.families {
 				if f != nil {
-					rs.Families = append(rs.Families, FamilyStatus{families[i], f.state, f.addPath, f.n - f.withdrawn, f.stale, f.withdrawn})
+					rs.Families = append(rs.Families, FamilyStatus{bgp.Families[i], f.state, f.addPath, f.n - f.withdrawn, f.stale, f.withdrawn})
 				}
 			}
 			s.RIBs = append(s.RIBs, rs)
