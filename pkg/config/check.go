@@ -42,6 +42,7 @@ func (d *decoder) failHint(key string, others []string, hint, format string, arg
 func (d *decoder) check() {
 	d.checkNames()
 	d.checkListen()
+	d.checkTable()
 	d.checkRelay()
 	d.checkIntake()
 	d.checkRedis()
@@ -129,6 +130,32 @@ func (d *decoder) checkListen() {
 	}
 	if l.ReadTimeout == 0 {
 		d.fail("listen.read_timeout", nil, "expected more than 0: a router that stops within a message must be noticed")
+	}
+}
+
+// checkTable reports what needs a table that is not kept. A relay that was not
+// told how to bring targets up to date does without.
+func (d *decoder) checkTable() {
+	c := d.config
+	if c.TableMemory != 0 && c.TableMemory < 16<<20 {
+		d.fail("table_memory", nil, "expected 0 (no limit) or at least 16MiB, found %s", formatBytes(c.TableMemory))
+	}
+	if c.Table == TableOff || c.Table == TableState {
+		if len(c.Relay.To) > 0 && !c.isSet("relay.resync") {
+			c.Relay.Resync = ResyncReset
+		}
+		const hint = "or leave table at auto"
+		switch {
+		case len(c.Relay.To) > 0 && c.Relay.Resync == ResyncReplay:
+			d.failHint("relay.resync", []string{"table"}, hint, "replay needs table: full, found table: %s", c.Table)
+		case c.Output.RIB == RIBOn:
+			d.failHint("output.rib", []string{"table"}, hint, "on needs table: full, found table: %s", c.Table)
+		case c.Table == TableOff && c.isSet("redump") && c.Redump == RedumpDiff:
+			d.failHint("redump", []string{"table"}, hint, "diff needs table: state or full, found table: off")
+		}
+	}
+	if c.Output.RIB == RIBOn && !c.Decodes() {
+		d.fail("output.rib", []string{"output.decode", "intake.listen", "intake.files"}, "has no effect where BMP is not decoded (output.decode)")
 	}
 }
 

@@ -47,12 +47,24 @@ const (
 	ProxyV1   = "v1"   // PROXY protocol, a line of text
 	ProxyV2   = "v2"   // PROXY protocol, binary
 
-	ResyncReset = "reset" // the router's session is closed, so that it starts over
-	ResyncNone  = "none"  // a target that was lost waits for the router's next session
+	ResyncReplay = "replay" // from the router's table, which the router does not notice
+	ResyncReset  = "reset"  // the router's session is closed, so that it starts over
+	ResyncNone   = "none"   // a target that was lost waits for the router's next session
 
 	DecodeAuto   = "auto" // unless pmacct's records come through the intake
 	DecodeAlways = "always"
 	DecodeNever  = "never"
+
+	TableAuto  = "auto"  // the least that other keys need
+	TableOff   = "off"   // nothing of a router's routes is kept
+	TableState = "state" // enough to tell news from repetition
+	TableFull  = "full"  // all attributes
+
+	RedumpDiff = "diff" // of a table that a router sends again, what is new
+	RedumpAll  = "all"
+
+	RIBOff = "off" // pmacct without a table
+	RIBOn  = "on"  // pmacct with a table
 
 	OrderRouter = "router" // all records of a router stay in order
 	OrderNone   = "none"   // no order is asked for
@@ -74,18 +86,22 @@ type Config struct {
 	Cluster  Cluster               `yaml:"cluster"`
 	Listen   Listen                `yaml:"listen"`
 	Identity string                `yaml:"identity" oneof:"address sysname"`
-	Routers  map[netip.Addr]string `yaml:"routers"` // alias of a router by its address
-	Relay    Relay                 `yaml:"relay"`
-	Intake   Intake                `yaml:"intake"`
-	Redis    Redis                 `yaml:"redis"`
-	Hold     Hold                  `yaml:"hold"`
-	Spool    Spool                 `yaml:"spool"`
-	Sink     string                `yaml:"sink" oneof:"kafka file stdout"`
-	File     File                  `yaml:"file"`
-	Kafka    Kafka                 `yaml:"kafka"`
-	Output   Output                `yaml:"output"`
-	Control  Control               `yaml:"control"`
-	Log      Log                   `yaml:"log"`
+	Routers  map[netip.Addr]string `yaml:"routers"`                           // alias of a router by its address
+	Table    string                `yaml:"table" oneof:"auto off state full"` // see TableKept
+	// TableMemory is for the tables of all routers together, in bytes; 0: no limit.
+	TableMemory int64   `yaml:"table_memory" as:"bytes"`
+	Redump      string  `yaml:"redump" oneof:"diff all"` // without effect unless a table is kept
+	Relay       Relay   `yaml:"relay"`
+	Intake      Intake  `yaml:"intake"`
+	Redis       Redis   `yaml:"redis"`
+	Hold        Hold    `yaml:"hold"`
+	Spool       Spool   `yaml:"spool"`
+	Sink        string  `yaml:"sink" oneof:"kafka file stdout"`
+	File        File    `yaml:"file"`
+	Kafka       Kafka   `yaml:"kafka"`
+	Output      Output  `yaml:"output"`
+	Control     Control `yaml:"control"`
+	Log         Log     `yaml:"log"`
 
 	name string              // of the file
 	at   map[string]position // where keys were set
@@ -113,7 +129,7 @@ type Relay struct {
 	To       []string      `yaml:"to"` // host:port each; none: no relay
 	Proxy    string        `yaml:"proxy" oneof:"v1 v2 none"`
 	Buffer   int64         `yaml:"buffer" as:"bytes"` // for each target, 64 KiB and up
-	Resync   string        `yaml:"resync" oneof:"reset none"`
+	Resync   string        `yaml:"resync" oneof:"replay reset none"`
 	Parallel int           `yaml:"parallel"` // sessions that start over at a time, 1 and up
 	Patience time.Duration `yaml:"patience"` // without the first target before another collector is to send
 }
@@ -141,6 +157,38 @@ type Spool struct {
 // Decodes reports whether the collector makes records of BMP messages itself.
 func (c *Config) Decodes() bool {
 	return c.Output.Decode == DecodeAlways || c.Output.Decode == DecodeAuto && !c.Intake.Active()
+}
+
+// TableKept returns what is kept of the routers' routes: TableOff, TableState or
+// TableFull, never TableAuto.
+func (c *Config) TableKept() string {
+	if c.Table != TableAuto {
+		return c.Table
+	}
+	switch {
+	case c.needsFull() != "":
+		return TableFull
+	case c.isSet("redump") && c.Redump == RedumpDiff:
+		return TableState
+	}
+	return TableOff
+}
+
+// needsFull returns the key that does not work without all attributes, or "".
+func (c *Config) needsFull() string {
+	switch {
+	case c.Output.RIB == RIBOn:
+		return "output.rib"
+	case len(c.Relay.To) > 0 && c.Relay.Resync == ResyncReplay:
+		return "relay.resync"
+	}
+	return ""
+}
+
+// isSet reports whether key was set by the file or the environment.
+func (c *Config) isSet(key string) bool {
+	_, ok := c.at[key]
+	return ok
 }
 
 // Redis says where the election is held.
@@ -216,6 +264,7 @@ type SASL struct {
 type Output struct {
 	Decode     string `yaml:"decode" oneof:"auto always never"`
 	Dialect    string `yaml:"dialect" oneof:"1.8"`
+	RIB        string `yaml:"rib" oneof:"off on"` // records as of a pmacct with or without a table
 	Timestamps string `yaml:"timestamps" oneof:"default utc rfc3339 epoch"`
 	WriterID   string `yaml:"writer_id"` // with $proc_name, $writer_pid and $pmacct_build
 	Header     bool   `yaml:"header"`    // the record header bmpha
@@ -246,12 +295,16 @@ func Default() Config {
 			ReadTimeout: time.Minute,
 		},
 		Identity: IdentityAddress,
+		Table:    TableAuto,
+		// Some forty million routes.
+		TableMemory: 4 << 30,
+		Redump:      RedumpDiff,
 		Relay: Relay{
 			// The form that every pmacct with PROXY support reads.
 			Proxy: ProxyV1,
 			// A table dump of 400,000 messages.
 			Buffer: 64 << 20,
-			Resync: ResyncReset, Parallel: 2, Patience: 5 * time.Second,
+			Resync: ResyncReplay, Parallel: 2, Patience: 5 * time.Second,
 		},
 		Intake: Intake{
 			Allow:      []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
@@ -290,6 +343,7 @@ func Default() Config {
 		Output: Output{
 			Decode:     DecodeAuto,
 			Dialect:    "1.8",
+			RIB:        RIBOff,
 			Timestamps: TimestampsDefault,
 			WriterID:   "$proc_name/$writer_pid",
 			Header:     true,

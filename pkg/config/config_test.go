@@ -144,6 +144,9 @@ identity: sysname
 routers:
   192.0.2.1: edge-1
   "2001:db8::1": edge-2
+table: full
+table_memory: 1GiB
+redump: all
 relay: {to: ["127.0.0.1:1791", "lab.example.net:1790"], proxy: v2, buffer: 1 MiB, resync: none, parallel: 7, patience: 3s}
 intake:
   listen: 127.0.0.1:9093
@@ -180,7 +183,7 @@ kafka:
     linger.ms: 20
     enable.idempotence: true
     client.id: "a: b"
-output: {decode: always, dialect: 1.8, timestamps: epoch, writer_id: "$pmacct_build 'x'", header: false}
+output: {decode: always, dialect: 1.8, rib: on, timestamps: epoch, writer_id: "$pmacct_build 'x'", header: false}
 control: {socket: ./bmpha.sock, http: "127.0.0.1:1791"}
 log: {level: debug, format: json}
 `
@@ -200,6 +203,7 @@ func TestEverything(t *testing.T) {
 			},
 			MaxSessions: 3, MaxMessage: 65536, ReadTimeout: 90 * time.Second, Proxy: true,
 		},
+		Table: TableFull, TableMemory: 1 << 30, Redump: RedumpAll,
 		Relay: Relay{
 			To: []string{"127.0.0.1:1791", "lab.example.net:1790"}, Proxy: ProxyV2, Buffer: 1 << 20,
 			Resync: ResyncNone, Parallel: 7, Patience: 3 * time.Second,
@@ -229,7 +233,7 @@ func TestEverything(t *testing.T) {
 			SASL:       SASL{Mechanism: "SCRAM-SHA-512", Username: "u", Password: "geheim"},
 			Properties: Properties{"linger.ms": "20", "enable.idempotence": "true", "client.id": "a: b"},
 		},
-		Output:  Output{Decode: DecodeAlways, Dialect: "1.8", Timestamps: TimestampsEpoch, WriterID: "$pmacct_build 'x'"},
+		Output:  Output{Decode: DecodeAlways, Dialect: "1.8", RIB: RIBOn, Timestamps: TimestampsEpoch, WriterID: "$pmacct_build 'x'"},
 		Control: Control{Socket: "./bmpha.sock", HTTP: "127.0.0.1:1791"},
 		Log:     Log{Level: "debug", Format: "json"},
 	}
@@ -242,6 +246,29 @@ func TestEverything(t *testing.T) {
 		same := reflect.DeepEqual(l.value.Interface(), changed[key].value.Interface())
 		if same && !strings.HasSuffix(key, "_file") && key != "output.dialect" {
 			t.Errorf("%s is not in the test", key)
+		}
+	}
+}
+
+func TestTableKept(t *testing.T) {
+	for _, test := range []struct {
+		yaml   string
+		kept   string
+		resync string
+	}{
+		{"", TableOff, ResyncReplay},
+		{"redump: diff", TableState, ResyncReplay},
+		{"redump: all", TableOff, ResyncReplay},
+		{"table: state", TableState, ResyncReplay},
+		{"relay: {to: [127.0.0.1:1791]}", TableFull, ResyncReplay},
+		{"relay: {to: [127.0.0.1:1791]}\ntable: off", TableOff, ResyncReset},
+		{"relay: {to: [127.0.0.1:1791], resync: reset}", TableOff, ResyncReset},
+		{"relay: {to: [127.0.0.1:1791], resync: reset}\nredump: diff", TableState, ResyncReset},
+		{"output: {rib: on}", TableFull, ResyncReplay},
+	} {
+		c := parseOK(t, minimal+test.yaml, nil)
+		if kept := c.TableKept(); kept != test.kept || c.Relay.Resync != test.resync {
+			t.Errorf("%q: table %s, resync %s; want %s, %s", test.yaml, kept, c.Relay.Resync, test.kept, test.resync)
 		}
 	}
 }
