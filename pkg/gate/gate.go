@@ -137,6 +137,8 @@ type Stream struct {
 	stopped int64  // lastSeen when it stopped
 	unsent  uint64 // forgotten until it stopped without a word that Kafka has it
 
+	breaks uint64 // see Unbroken
+
 	open     bool  // a session is open at the end of the log
 	lastSeen int64 // arrival of the newest entry
 	lowWater int64 // last mark of the sender, -1 when there is none
@@ -210,6 +212,17 @@ func (s *Stream) TryAppend(kind hold.Kind, session uint32, now int64, body []byt
 	return true
 }
 
+// Unbroken returns a number that stays the same for as long as this stream alone
+// sends for the router and nothing of what was appended was lost. So if it has not
+// changed since something was appended, Kafka has that or will get it from here,
+// and nothing that somebody else has sent has come after it. It reports false if
+// the stream does not send, or another may.
+func (s *Stream) Unbroken() (number uint64, ok bool) { return s.breaks, s.want && !s.shared }
+
+// Lost says that something that the router said was not appended and nobody will
+// append it.
+func (s *Stream) Lost() { s.breaks++ }
+
 // Repeated says that what the log holds was said before: records of it are
 // flagged as replayed.
 func (s *Stream) Repeated() { s.replayUntil = max(s.replayUntil, s.log.End()) }
@@ -268,6 +281,9 @@ func (s *Stream) free(counter *uint64) {
 	s.log.Free()
 	s.tailDone = 0
 	*counter++
+	if counter == &s.n.Dropped || counter == &s.n.FreedWindow {
+		s.breaks++
+	}
 }
 
 func (s *Stream) freeBefore(t int64, counter *uint64) (n int) {
@@ -335,10 +351,14 @@ func (s *Stream) SetWanted(want bool, token uint64, shared bool) {
 		s.replayUntil = max(s.replayUntil, s.log.End())
 	}
 	s.token, s.shared = token, shared
+	if shared {
+		s.breaks++
+	}
 	if want == s.want {
 		return
 	}
 	s.want = want
+	s.breaks++
 	if want {
 		s.replayUntil = max(s.replayUntil, s.log.End())
 		s.lowWater = -1

@@ -415,6 +415,49 @@ func TestReplayedFlag(t *testing.T) {
 	}
 }
 
+// TestUnbroken: the number stays while Kafka is sure to get all that is appended
+// and nothing of others, and changes with whatever ends that.
+func TestUnbroken(t *testing.T) {
+	body := make([]byte, 1000)
+	body[0] = 1
+	s, k := newStream(1<<20), &broker{}
+	last, ok := s.Unbroken()
+	if ok {
+		t.Error("a stream that does not send vouches")
+	}
+	step := func(what string, changes, vouches bool, f func()) {
+		t.Helper()
+		f()
+		now, ok := s.Unbroken()
+		if changed := now != last; changed != changes || ok != vouches {
+			t.Errorf("%s: changed %t, vouches %t; want %t, %t", what, changed, ok, changes, vouches)
+		}
+		last = now
+	}
+	step("begin to send", true, true, func() { s.SetWanted(true, 1, false) })
+	step("append", false, true, func() { s.Append(hold.Opened, 1, 0, nil); appendN(t, s, 1, 10) })
+	step("a failure", false, true, func() {
+		pump(s, k, 1000)
+		k.ack(3)
+		s.Report(k.acked, 0, true)
+	})
+	step("another round of the same", false, true, func() { s.SetWanted(true, 1, false) })
+	step("another may send", true, false, func() { s.SetWanted(true, 1, true) })
+	step("alone again", false, true, func() { s.SetWanted(true, 1, false) })
+	step("something did not find its way in", true, true, s.Lost)
+	step("stop", true, false, func() { s.SetWanted(false, 1, false) })
+	step("free what the other has sent", false, false, func() { s.Trim(100, 100, 0, 0) })
+	step("free what may have been sent by nobody", true, false, func() {
+		appendN(t, s, 100, 110)
+		s.Trim(1000, -1, 0, 500)
+	})
+	step("drop", true, false, func() {
+		for i := range int64(5000) {
+			s.Append(hold.Message, 1, 1000+i, body)
+		}
+	})
+}
+
 // TestSharedEnds: what came in while another collector could send as well is
 // marked, also when it goes out only after that.
 func TestSharedEnds(t *testing.T) {
