@@ -53,6 +53,7 @@ func (d *decoder) check() {
 	}
 	d.checkKafka()
 	d.checkTemplates()
+	d.checkDump()
 	d.checkControl()
 }
 
@@ -442,20 +443,27 @@ var legalTopic = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
 // maxTopic is Kafka's limit for the name of a topic, in bytes.
 const maxTopic = 249
 
-func (d *decoder) checkTemplates() {
-	k := &d.config.Kafka
-	longest := netip.MustParseAddr("2001:1db8:1111:2222:3333:4444:5555:6666")
-	topic := Expand(k.Topic, longest, 65535)
-	d.checkVariables("kafka.topic", topic)
+// longestAddress makes the longest of what a template can become.
+var longestAddress = netip.MustParseAddr("2001:1db8:1111:2222:3333:4444:5555:6666")
+
+// checkTopic checks the template of a topic.
+func (d *decoder) checkTopic(key, tmpl string) {
+	topic := Expand(tmpl, longestAddress, 65535)
+	d.checkVariables(key, topic)
 	switch {
 	case topic == "":
-		d.fail("kafka.topic", nil, "expected a topic, found nothing")
+		d.fail(key, nil, "expected a topic, found nothing")
 	case !legalTopic.MatchString(topic) || topic == "." || topic == "..":
-		d.fail("kafka.topic", nil, "expected letters, digits, dots, - and _ (and $bmp_router), found %q", k.Topic)
+		d.fail(key, nil, "expected letters, digits, dots, - and _ (and $bmp_router), found %q", tmpl)
 	case len(topic) > maxTopic:
-		d.fail("kafka.topic", nil, "too long: expected at most %d bytes, found up to %d", maxTopic, len(topic))
+		d.fail(key, nil, "too long: expected at most %d bytes, found up to %d", maxTopic, len(topic))
 	}
-	d.checkVariables("kafka.key", Expand(k.Key, longest, 65535))
+}
+
+func (d *decoder) checkTemplates() {
+	k := &d.config.Kafka
+	d.checkTopic("kafka.topic", k.Topic)
+	d.checkVariables("kafka.key", Expand(k.Key, longestAddress, 65535))
 	if k.Order == OrderRouter {
 		const hint = "or say kafka.order: none"
 		related := []string{"kafka.order"}

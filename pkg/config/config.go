@@ -100,6 +100,7 @@ type Config struct {
 	File        File    `yaml:"file"`
 	Kafka       Kafka   `yaml:"kafka"`
 	Output      Output  `yaml:"output"`
+	Dump        Dump    `yaml:"dump"`
 	Control     Control `yaml:"control"`
 	Log         Log     `yaml:"log"`
 
@@ -179,6 +180,8 @@ func (c *Config) needsFull() string {
 	switch {
 	case c.Output.RIB == RIBOn:
 		return "output.rib"
+	case c.Dump.Period > 0:
+		return "dump.period"
 	case len(c.Relay.To) > 0 && c.Relay.Resync == ResyncReplay:
 		return "relay.resync"
 	}
@@ -348,6 +351,7 @@ func Default() Config {
 			WriterID:   "$proc_name/$writer_pid",
 			Header:     true,
 		},
+		Dump:    Dump{Slots: 1, Stats: true},
 		Control: Control{Socket: "/run/bmpha/bmpha.sock"},
 		Log:     Log{Level: "info", Format: "text"},
 	}

@@ -184,6 +184,7 @@ kafka:
     enable.idempotence: true
     client.id: "a: b"
 output: {decode: always, dialect: 1.8, rib: on, timestamps: epoch, writer_id: "$pmacct_build 'x'", header: false}
+dump: {period: 1h, slots: 12, topic: dumps.$bmp_router, file: "/var/lib/bmpha/$bmp_router/%F.json", latest: "/var/lib/bmpha/$bmp_router.json", stats: false}
 control: {socket: ./bmpha.sock, http: "127.0.0.1:1791"}
 log: {level: debug, format: json}
 `
@@ -233,7 +234,11 @@ func TestEverything(t *testing.T) {
 			SASL:       SASL{Mechanism: "SCRAM-SHA-512", Username: "u", Password: "geheim"},
 			Properties: Properties{"linger.ms": "20", "enable.idempotence": "true", "client.id": "a: b"},
 		},
-		Output:  Output{Decode: DecodeAlways, Dialect: "1.8", RIB: RIBOn, Timestamps: TimestampsEpoch, WriterID: "$pmacct_build 'x'"},
+		Output: Output{Decode: DecodeAlways, Dialect: "1.8", RIB: RIBOn, Timestamps: TimestampsEpoch, WriterID: "$pmacct_build 'x'"},
+		Dump: Dump{
+			Period: time.Hour, Slots: 12, Topic: "dumps.$bmp_router",
+			File: "/var/lib/bmpha/$bmp_router/%F.json", Latest: "/var/lib/bmpha/$bmp_router.json",
+		},
 		Control: Control{Socket: "./bmpha.sock", HTTP: "127.0.0.1:1791"},
 		Log:     Log{Level: "debug", Format: "json"},
 	}
@@ -265,6 +270,7 @@ func TestTableKept(t *testing.T) {
 		{"relay: {to: [127.0.0.1:1791], resync: reset}", TableOff, ResyncReset},
 		{"relay: {to: [127.0.0.1:1791], resync: reset}\nredump: diff", TableState, ResyncReset},
 		{"output: {rib: on}", TableFull, ResyncReplay},
+		{"dump: {period: 60s, topic: d}", TableFull, ResyncReplay},
 	} {
 		c := parseOK(t, minimal+test.yaml, nil)
 		if kept := c.TableKept(); kept != test.kept || c.Relay.Resync != test.resync {
@@ -683,5 +689,28 @@ func TestErrorsAreSorted(t *testing.T) {
 	}
 	if !slices.IsSortedFunc(errs, func(a, b *Error) int { return a.Line - b.Line }) {
 		t.Errorf("not in order:\n%v", err)
+	}
+}
+
+func TestExpandFile(t *testing.T) {
+	addr := netip.MustParseAddr("192.0.2.1")
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))
+	for _, test := range []struct{ tmpl, want, err string }{
+		{tmpl: "/d/$bmp_router.json", want: "/d/192_0_2_1.json"},
+		{tmpl: "/d/%Y-%m-%d/%H%M%S-$peer_src_ip-$peer_tcp_port", want: "/d/2026-01-02/030405-192_0_2_1-1790"},
+		{tmpl: "/d/%F/%T%z-%j-%y-%s-%%", want: "/d/2026-01-02/03:04:05+0100-002-26-1767319445-%"},
+		{tmpl: "/d/%q", err: "expected %Y, %m, %d, %H, %M, %S, %y, %j, %s, %z, %F, %T or %%, found \"%q\""},
+		{tmpl: "/d/%", err: "expected a conversion of strftime after the last %, found nothing"},
+	} {
+		got, err := ExpandFile(test.tmpl, addr, 1790, at)
+		if test.err != "" {
+			if err == nil || err.Error() != test.err {
+				t.Errorf("%s: error %v, want %s", test.tmpl, err, test.err)
+			}
+			continue
+		}
+		if err != nil || got != test.want {
+			t.Errorf("%s: %q, %v; want %q", test.tmpl, got, err, test.want)
+		}
 	}
 }
