@@ -458,6 +458,64 @@ func TestUnbroken(t *testing.T) {
 	})
 }
 
+// TestGround: a session that opens again can be compared with what was said before
+// only if this stream alone sent all of it, and has sent since.
+func TestGround(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		// before the session that is compared with, in it, and until the next
+		before, within, after func(s *Stream)
+		cut                   bool // it ended before its dump did
+		want                  bool
+	}{
+		{name: "a sender throughout", before: send, want: true},
+		{name: "a standby", want: false},
+		{name: "a sender since the session", within: send, want: true},
+		{name: "a sender since the session ended", after: send, want: false},
+		{name: "stopped within and sends again", before: send, within: both(stop, send), want: true},
+		{name: "stopped afterwards and sends again", before: send, after: both(stop, send), want: false},
+		{name: "another may have sent afterwards", before: send, after: both(share, send), want: false},
+		{name: "the session did not say all", before: send, cut: true, want: false},
+		{name: "something was lost on the way", before: send, after: (*Stream).Lost, want: false},
+	} {
+		s := newStream(1 << 20)
+		var g Ground
+		do := func(f func(*Stream)) {
+			if f != nil {
+				f(s)
+			}
+		}
+		do(test.before)
+		g.Opened(s)
+		if g.Holds(s) {
+			t.Errorf("%s: holds in the first session", test.name)
+		}
+		do(test.within)
+		g.Closed(s, !test.cut)
+		do(test.after)
+		g.Opened(s)
+		if g.Holds(s) != test.want {
+			t.Errorf("%s: holds %t, want %t", test.name, !test.want, test.want)
+		}
+		// A session that is compared need not come to its end.
+		g.Closed(s, false)
+		g.Opened(s)
+		if g.Holds(s) != test.want {
+			t.Errorf("%s: holds %t after a further session that was cut, want %t", test.name, !test.want, test.want)
+		}
+		stop(s)
+		if g.Holds(s) {
+			t.Errorf("%s: holds of a stream that does not send", test.name)
+		}
+	}
+}
+
+func send(s *Stream)  { s.SetWanted(true, 1, false) }
+func share(s *Stream) { s.SetWanted(true, 1, true) }
+func stop(s *Stream)  { s.SetWanted(false, 1, false) }
+
+func both(f, g func(*Stream)) func(*Stream) { return func(s *Stream) { f(s); g(s) } }
+
 // TestSharedEnds: what came in while another collector could send as well is
 // marked, also when it goes out only after that.
 func TestSharedEnds(t *testing.T) {

@@ -1,0 +1,33 @@
+package gate
+
+// A Ground tells whether what a router said in sessions before can be taken as
+// sent, so that what it says again need not be sent again. The stream's owner
+// keeps one for each router and tells it of sessions. The zero value says no.
+//
+// It holds only if nothing else can have been sent in between: this stream alone
+// has sent since before the last session ended, lost nothing, and the sessions up
+// to then had said all that the router had to say. If another collector has been
+// the sender for a moment, Kafka may have a later word than the one that the
+// router now repeats.
+type Ground struct {
+	holds  bool
+	number uint64
+}
+
+// Opened follows the beginning of a session.
+func (g *Ground) Opened(s *Stream) { g.holds = g.Holds(s) }
+
+// Closed follows the end of a session. whole says that it had said all about the
+// router's routes, its dump being over; one of which the ground holds need not
+// have, for what it had not said again yet is as it was.
+func (g *Ground) Closed(s *Stream, whole bool) {
+	number, alone := s.Unbroken()
+	g.holds, g.number = alone && (whole || g.Holds(s)), number
+}
+
+// Holds reports whether what was said in sessions before is in Kafka, or will be
+// from here, with nothing else behind it.
+func (g *Ground) Holds(s *Stream) bool {
+	number, alone := s.Unbroken()
+	return g.holds && alone && number == g.number
+}
