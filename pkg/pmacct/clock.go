@@ -83,6 +83,14 @@ func (c *clock) append(dst []byte, style *clockStyle, sec int64, usec uint32) []
 		dst = strconv.AppendInt(dst, sec, 10)
 		return appendMicros(dst, usec)
 	}
+	c.set(style, sec)
+	dst = append(dst, c.text[:c.n]...)
+	dst = appendMicros(dst, usec)
+	return append(dst, c.zone[:c.zoneN]...)
+}
+
+// set makes text and zone those of sec.
+func (c *clock) set(style *clockStyle, sec int64) {
 	if !c.known || c.sec != sec {
 		t := time.Unix(sec, 0).In(style.zone)
 		c.sec, c.known = sec, true
@@ -95,8 +103,17 @@ func (c *clock) append(dst []byte, style *clockStyle, sec int64, usec uint32) []
 			c.zoneN = len(t.AppendFormat(c.zone[:0], "-07:00"))
 		}
 	}
+}
+
+// appendSeconds appends a time of whole seconds without a fraction, as dumps
+// have it.
+func (style *clockStyle) appendSeconds(dst []byte, sec int64) []byte {
+	if style.form == Epoch {
+		return strconv.AppendInt(dst, sec, 10)
+	}
+	var c clock
+	c.set(style, sec)
 	dst = append(dst, c.text[:c.n]...)
-	dst = appendMicros(dst, usec)
 	return append(dst, c.zone[:c.zoneN]...)
 }
 

@@ -33,9 +33,15 @@ func (s *Session) appendArrival(dst []byte, at int64) []byte {
 // appendEventHead appends what all events have in common, after the number.
 func (s *Session) appendEventHead(d []byte, at int64, sec, usec uint32, kind string) []byte {
 	d = append(d, `, "timestamp": "`...)
-	d = s.event.append(d, &s.enc.clock, int64(sec), usec)
-	d = append(d, `", "timestamp_arrival": "`...)
-	d = s.appendArrival(d, at)
+	if s.dump != nil {
+		d = append(d, s.dump.slot...)
+		d = append(d, `", "timestamp_event": "`...)
+		d = s.event.append(d, &s.enc.clock, int64(sec), usec)
+	} else {
+		d = s.event.append(d, &s.enc.clock, int64(sec), usec)
+		d = append(d, `", "timestamp_arrival": "`...)
+		d = s.appendArrival(d, at)
+	}
 	d = append(d, '"')
 	d = append(d, s.router...)
 	d = append(d, `, "bmp_msg_type": "`...)
@@ -43,7 +49,16 @@ func (s *Session) appendEventHead(d []byte, at int64, sec, usec uint32, kind str
 	return append(d, '"')
 }
 
-const eventStart = `{"event_type": "log", "seq": `
+// startEvent appends the beginning of the record of an event, up to its number.
+func (s *Session) startEvent(d []byte) []byte {
+	d = append(d, `{"event_type": "`...)
+	if s.dump != nil {
+		d = append(d, `dump", "seq": `...)
+	} else {
+		d = append(d, `log", "seq": `...)
+	}
+	return s.seq(d)
+}
 
 // ribText is what records say about a table: by RIB, then by whether it is
 // filtered.
@@ -289,8 +304,7 @@ func (s *Session) info(b *record.Batch, o *record.Origin, at int64, msg []byte, 
 		return s.malformed(msg, 0, err)
 	}
 	off := s.start(b)
-	d := append(b.Data, eventStart...)
-	d = s.seq(d)
+	d := s.startEvent(b.Data)
 	d = s.appendEventHead(d, at, 0, 0, kind)
 	prefix := "bmp_init_info_"
 	if kind == "term" {
@@ -349,8 +363,7 @@ func (s *Session) peerUp(b *record.Batch, o *record.Origin, at int64, msg []byte
 	}
 	p := &u.Peer
 	off := s.start(b)
-	d := append(b.Data, eventStart...)
-	d = s.seq(d)
+	d := s.startEvent(b.Data)
 	d = s.appendEventHead(d, at, p.Sec, p.Usec, "peer_up")
 	d = appendPeer(d, p, p.AS)
 	d = append(d, `, "local_as": `...)
@@ -400,8 +413,7 @@ func (s *Session) peerDown(b *record.Batch, o *record.Origin, at int64, msg []by
 		return s.malformed(msg, 0, &bmp.Error{What: "message ends within the FSM event code", Offset: len(msg), Section: "RFC 7854 section 4.9"})
 	}
 	off := s.start(b)
-	d := append(b.Data, eventStart...)
-	d = s.seq(d)
+	d := s.startEvent(b.Data)
 	d = s.appendEventHead(d, at, p.Sec, p.Usec, "peer_down")
 	d = appendPeer(d, p, p.AS)
 	d = appendBGPID(d, p)
@@ -491,8 +503,7 @@ func (s *Session) stats(b *record.Batch, o *record.Origin, at int64, msg []byte)
 		rest, pos = rest[4+n:], pos+4+n
 
 		off := s.start(b)
-		d := append(b.Data, eventStart...)
-		d = s.seq(d)
+		d := s.startEvent(b.Data)
 		d = append(d, s.head...)
 		d = strconv.AppendUint(d, uint64(typ), 10)
 		b.Data = s.appendStat(d, typ, value)
@@ -508,7 +519,10 @@ func (s *Session) appendStat(d []byte, typ uint16, value []byte) []byte {
 	if int(typ) >= len(statTypes) {
 		s.enc.counters.unknownStats.Add(1)
 		d = append(d, `Unknown", "counter_value": `...)
-		if len(value) == 0 {
+		switch {
+		case s.dump != nil:
+			return append(d, '0')
+		case len(value) == 0:
 			return append(d, "null"...)
 		}
 		d = append(d, '"')

@@ -177,17 +177,17 @@ func (a *attributes) hasASPath() bool { return a.hasPath && len(a.asPath.Value)%
 
 // mergesAS4 reports whether a has an AS4_PATH that counts: the peer's own AS
 // numbers have two octets.
-func (a *attributes) mergesAS4(p *peer) bool {
-	return a.hasAS4 && !p.fourOctet && len(a.as4Path.Value)%2 == 0
+func (a *attributes) mergesAS4(fourOctet bool) bool {
+	return a.hasAS4 && !fourOctet && len(a.as4Path.Value)%2 == 0
 }
 
 // appendPath appends the text of the AS path of a.
-func (s *Session) appendPath(d []byte, p *peer, a *attributes) []byte {
+func (s *scratch) appendPath(d []byte, fourOctet bool, a *attributes) []byte {
 	if !a.hasASPath() {
 		return d
 	}
-	s.path.parse(a.asPath.Value, p.fourOctet)
-	if !a.mergesAS4(p) {
+	s.path.parse(a.asPath.Value, fourOctet)
+	if !a.mergesAS4(fourOctet) {
 		return s.path.appendText(d)
 	}
 	s.path4.parse(a.as4Path.Value, true)

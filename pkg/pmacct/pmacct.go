@@ -1,7 +1,10 @@
 // Package pmacct turns BMP messages into the JSON records that pmacct's BMP
 // daemon writes for them: dialect 1.8, without a table of routes ("skip-RIB"),
 // so that every announced or withdrawn prefix, every counter and every event
-// is one record, byte for byte as pmacct would have written it.
+// is one record, byte for byte as pmacct would have written it. With Options.RIB
+// they are those of a pmacct that keeps a table; what the table knew comes with
+// the messages, as notes of package table, so that a Session keeps no routes
+// either way.
 //
 // An Encoder belongs to a process and numbers the records; a Session is what
 // must be known of one BMP session to decode its next message: which peers are
@@ -53,6 +56,11 @@ type Options struct {
 	WriterID   string         // value of writer_id; "" leaves the key out
 	Header     bool           // give each record bmpha's header
 	Zone       *time.Location // for Default and RFC3339; nil means time.Local
+
+	// RIB makes records as a pmacct that keeps a table does: withdrawals have
+	// the attributes of what was withdrawn, those of unknown routes make no
+	// record, and routes that are gone without a message make delete records.
+	RIB bool
 }
 
 // An Encoder numbers the records of a process and holds what all its sessions
@@ -61,6 +69,7 @@ type Encoder struct {
 	clock    clockStyle
 	tail     string // what closes a record: writer_id, if any, and the brace
 	header   bool
+	rib      bool
 	seq      atomic.Uint64 // of the next record
 	counters counters
 }
@@ -77,7 +86,7 @@ func NewEncoder(o Options) (*Encoder, error) {
 	if !utf8.ValidString(o.WriterID) {
 		return nil, fmt.Errorf("writer id %q is not valid UTF-8", o.WriterID)
 	}
-	e := &Encoder{clock: style, tail: "}", header: o.Header}
+	e := &Encoder{clock: style, tail: "}", header: o.Header, rib: o.RIB}
 	if o.WriterID != "" {
 		e.tail = string(append(appendString([]byte(`, "writer_id": "`), []byte(o.WriterID)), `"}`...))
 	}
@@ -102,7 +111,9 @@ type Session struct {
 	router []byte // `, "bmp_router": …, "bmp_router_port": …`
 	hashed []byte // beginning of what the key hash covers: the router
 	peers  map[peerKey]*peer
-	closed bool
+	closed bool  // nothing more is read
+	over   bool  // log_close is written
+	dump   *Dump // of which this is the state; nil for a session
 
 	// What follows holds only while a message is encoded; the memory is kept.
 	event, arrival clock
@@ -166,7 +177,7 @@ func (e *Encoder) Session(id Identity) *Session {
 func (s *Session) Clone() *Session {
 	return &Session{
 		enc: s.enc, topic: s.topic, key: s.key, router: s.router, hashed: s.hashed,
-		peers: maps.Clone(s.peers), closed: s.closed,
+		peers: maps.Clone(s.peers), closed: s.closed, over: s.over, dump: s.dump,
 	}
 }
 
@@ -181,12 +192,13 @@ func (s *Session) Open(b *record.Batch, o *record.Origin, at int64) {
 }
 
 // Close appends the log_close record, unless a Termination message has closed
-// the session already.
+// the session already. With Options.RIB it always comes here, behind the delete
+// records that Gone makes of the session's routes.
 func (s *Session) Close(b *record.Batch, o *record.Origin, at int64) {
-	if s.closed {
+	if s.over {
 		return
 	}
-	s.closed = true
+	s.closed, s.over = true, true
 	s.begin()
 	s.logEvent(b, o, at, "log_close")
 }
@@ -267,6 +279,15 @@ func (s *Session) malformed(msg []byte, base int, err error) error {
 // records made before stay, and the session goes on. Messages after a
 // Termination are ignored.
 func (s *Session) Message(b *record.Batch, o *record.Origin, at int64, msg []byte) error {
+	return s.Noted(b, o, at, msg, nil)
+}
+
+// Noted is Message for a message with notes of the router's table, as
+// table.SplitNotes returns them. Announcements of which they say that they are
+// known make no record. With Options.RIB, neither do withdrawals of which they
+// say that the route was unknown, and those of known routes get what it was;
+// where the notes say nothing a withdrawal is written without attributes.
+func (s *Session) Noted(b *record.Batch, o *record.Origin, at int64, msg, notes []byte) error {
 	if s.closed {
 		return nil
 	}
@@ -284,7 +305,7 @@ func (s *Session) Message(b *record.Batch, o *record.Origin, at int64, msg []byt
 	s.begin()
 	switch bmp.Type(msg) {
 	case bmp.TypeRouteMonitoring:
-		return s.routeMonitoring(b, o, at, msg)
+		return s.routeMonitoring(b, o, at, msg, notes)
 	case bmp.TypeStatisticsReport:
 		return s.stats(b, o, at, msg)
 	case bmp.TypePeerDown:
@@ -296,7 +317,10 @@ func (s *Session) Message(b *record.Batch, o *record.Origin, at int64, msg []byt
 	case bmp.TypeTermination:
 		err := s.info(b, o, at, msg, "term", bmp.ParseTermination(msg), termInfo[:])
 		s.closed = true
-		s.logEvent(b, o, at, "log_close")
+		if !s.enc.rib && s.dump == nil {
+			s.over = true
+			s.logEvent(b, o, at, "log_close")
+		}
 		return err
 	case bmp.TypeRouteMirroring:
 		s.enc.counters.mirroring.Add(1)
@@ -322,7 +346,7 @@ func (s *Session) Observe(msg []byte) {
 			delete(s.peers, newPeerKey(&d.Peer))
 		}
 	case bmp.TypeTermination:
-		s.closed = true
+		s.closed, s.over = true, !s.enc.rib
 	}
 }
 
@@ -343,8 +367,14 @@ func (s *Session) start(b *record.Batch) int {
 
 // seq appends the number of the next record.
 func (s *Session) seq(dst []byte) []byte {
-	return strconv.AppendUint(dst, (s.enc.seq.Add(1)-1)&(1<<63-1), 10)
+	if s.dump != nil {
+		return strconv.AppendUint(dst, s.dump.seq, 10)
+	}
+	return strconv.AppendUint(dst, s.enc.number(), 10)
 }
+
+// number takes the number of the next record.
+func (e *Encoder) number() uint64 { return (e.seq.Add(1) - 1) & (1<<63 - 1) }
 
 // finish ends the value that began at off, and with it a record that is not
 // about a route.

@@ -10,6 +10,7 @@ import (
 	"github.com/bmpha/bmpha/pkg/bgp"
 	"github.com/bmpha/bmpha/pkg/bmp"
 	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/table"
 )
 
 // scratch is memory that a session reuses from message to message.
@@ -20,6 +21,7 @@ type scratch struct {
 	end    []byte // of route records: from the time of arrival to the peer
 	hashIn []byte // what the key hash covers
 	values []byte // what the value hash covers
+	tail   []byte // of route records, where no peer is up
 	infos  []info
 	path   path
 	path4  path
@@ -28,6 +30,8 @@ type scratch struct {
 	ext    []uint64
 	large  []largeCommunity
 	upd    attributes // of the UPDATE
+	stored stored
+	gone   table.GoneReader
 }
 
 // attributes are those of an UPDATE that matter, the last one where one is
@@ -54,7 +58,7 @@ type attributes struct {
 }
 
 // routeMonitoring appends one record per route.
-func (s *Session) routeMonitoring(b *record.Batch, o *record.Origin, at int64, msg []byte) error {
+func (s *Session) routeMonitoring(b *record.Batch, o *record.Origin, at int64, msg, notes []byte) error {
 	per, err := bmp.ParsePerPeer(msg)
 	if err != nil {
 		return s.malformed(msg, 0, err)
@@ -92,11 +96,11 @@ func (s *Session) routeMonitoring(b *record.Batch, o *record.Origin, at int64, m
 	if err := s.readAttributes(&u, a); err != nil {
 		return s.malformed(msg, rm.Offset, err)
 	}
-	if a.mergesAS4(peer) && !a.hasASPath() {
+	if a.mergesAS4(peer.fourOctet) && !a.hasASPath() {
 		return s.malformed(msg, rm.Offset, &bgp.Error{What: "AS4_PATH without an AS_PATH", Offset: a.as4Path.Offset, Section: "RFC 6793 section 4.2.3"})
 	}
 
-	w := routeWriter{s: s, b: b, o: o, msg: msg, per: per, peer: peer, attrs: a, pdu: rm.Offset}
+	w := routeWriter{s: s, b: b, o: o, msg: msg, per: per, peer: peer, attrs: a, pdu: rm.Offset, notes: table.ReadNotes(notes)}
 	w.begin(&key, at)
 	if len(u.Withdrawn) != 0 {
 		w.withdraw(bgp.IPv4Unicast, u.Withdrawn, bgp.WithdrawnOffset)
@@ -137,29 +141,6 @@ func (s *Session) readAttributes(u *bgp.Update, a *attributes) error {
 		}
 		var err error
 		switch t.Type {
-		case bgp.AttrOrigin:
-			a.origin, err = t.Origin()
-		case bgp.AttrASPath:
-			a.asPath, a.hasPath = t, true
-		case bgp.AttrAS4Path:
-			a.as4Path, a.hasAS4 = t, true
-		case bgp.AttrNextHop:
-			if len(t.Value) != 4 {
-				err = &bgp.Error{What: fmt.Sprintf("NEXT_HOP of %d bytes, want 4", len(t.Value)), Offset: t.Offset, Section: "RFC 4271 section 5.1.3"}
-			}
-			a.nextHop = t.Value
-		case bgp.AttrMED:
-			a.med, err = t.Uint32()
-			a.hasMED = true
-		case bgp.AttrLocalPref:
-			a.pref, err = t.Uint32()
-			a.hasPref = true
-		case bgp.AttrCommunities:
-			a.comms = t.Value
-		case bgp.AttrExtCommunities:
-			a.ext = t.Value
-		case bgp.AttrLargeCommunities:
-			a.large = t.Value
 		case bgp.AttrMPReach:
 			err = s.readReach(t, a)
 		case bgp.AttrMPUnreach:
@@ -167,18 +148,9 @@ func (s *Session) readAttributes(u *bgp.Update, a *attributes) error {
 			if err == nil && a.unreach.Family.Index() < 0 && len(a.unreach.Withdrawn) != 0 {
 				s.enc.counters.unknownFamilies.Add(1)
 			}
-		case bgp.AttrAIGP:
-			err = a.readAIGP(t)
-		case bgp.AttrPrefixSID:
-			err = a.readPrefixSID(t)
-		case bgp.AttrOTC:
-			if len(t.Value) < 4 {
-				err = &bgp.Error{What: fmt.Sprintf("OTC of %d bytes, want 4", len(t.Value)), Offset: t.Offset, Section: "RFC 9234 section 5"}
-				break
-			}
-			a.otc = binary.BigEndian.Uint32(t.Value)
 		default:
-			if !known[t.Type] {
+			var usual bool
+			if usual, err = a.read(t); !usual && !known[t.Type] {
 				s.enc.counters.unknownAttributes.Add(1)
 			}
 		}
@@ -187,6 +159,47 @@ func (s *Session) readAttributes(u *bgp.Update, a *attributes) error {
 		}
 	}
 	return walk.Err()
+}
+
+// read reads an attribute, and reports whether it is one that makes a key.
+func (a *attributes) read(t bgp.Attr) (usual bool, err error) {
+	switch t.Type {
+	case bgp.AttrOrigin:
+		a.origin, err = t.Origin()
+	case bgp.AttrASPath:
+		a.asPath, a.hasPath = t, true
+	case bgp.AttrAS4Path:
+		a.as4Path, a.hasAS4 = t, true
+	case bgp.AttrNextHop:
+		if len(t.Value) != 4 {
+			err = &bgp.Error{What: fmt.Sprintf("NEXT_HOP of %d bytes, want 4", len(t.Value)), Offset: t.Offset, Section: "RFC 4271 section 5.1.3"}
+		}
+		a.nextHop = t.Value
+	case bgp.AttrMED:
+		a.med, err = t.Uint32()
+		a.hasMED = true
+	case bgp.AttrLocalPref:
+		a.pref, err = t.Uint32()
+		a.hasPref = true
+	case bgp.AttrCommunities:
+		a.comms = t.Value
+	case bgp.AttrExtCommunities:
+		a.ext = t.Value
+	case bgp.AttrLargeCommunities:
+		a.large = t.Value
+	case bgp.AttrAIGP:
+		err = a.readAIGP(t)
+	case bgp.AttrPrefixSID:
+		err = a.readPrefixSID(t)
+	case bgp.AttrOTC:
+		if len(t.Value) < 4 {
+			return true, &bgp.Error{What: fmt.Sprintf("OTC of %d bytes, want 4", len(t.Value)), Offset: t.Offset, Section: "RFC 9234 section 5"}
+		}
+		a.otc = binary.BigEndian.Uint32(t.Value)
+	default:
+		return false, nil
+	}
+	return true, err
 }
 
 // known are the attribute types that have a meaning, although most of these
@@ -203,8 +216,7 @@ var known = func() (k [256]bool) {
 	return k
 }()
 
-// readReach reads an MP_REACH_NLRI. The next hop is taken as pmacct does: the
-// global address of a pair of IPv6 addresses, none of a pair with RDs.
+// readReach reads an MP_REACH_NLRI.
 func (s *Session) readReach(t bgp.Attr, a *attributes) error {
 	r, err := bgp.ParseMPReach(t)
 	if err != nil {
@@ -213,7 +225,21 @@ func (s *Session) readReach(t bgp.Attr, a *attributes) error {
 	if r.Family.Index() < 0 {
 		s.enc.counters.unknownFamilies.Add(1)
 	}
-	switch nh := r.NextHop; len(nh) {
+	if nh := r.NextHop; !a.setNextHop(nh) {
+		return &bgp.Error{What: fmt.Sprintf("next hop of %d bytes for %v", len(nh), r.Family), Offset: t.Offset + 3, Section: "RFC 4760 section 3"}
+	}
+	if len(r.NLRI) == 0 {
+		return &bgp.Error{What: "MP_REACH_NLRI without routes", Offset: r.NLRIOffset, Section: "RFC 4760 section 3"}
+	}
+	a.reach = r
+	return nil
+}
+
+// setNextHop takes the next hop of an MP_REACH_NLRI as pmacct does: the global
+// address of a pair of IPv6 addresses, none of a pair with RDs. It reports
+// whether it has a length that there is.
+func (a *attributes) setNextHop(nh []byte) bool {
+	switch len(nh) {
 	case 4, 16:
 		a.mpNextHop = nh
 	case 12, 24:
@@ -223,13 +249,9 @@ func (s *Session) readReach(t bgp.Attr, a *attributes) error {
 	case 48:
 		a.mpNextHop = nil
 	default:
-		return &bgp.Error{What: fmt.Sprintf("next hop of %d bytes for %v", len(nh), r.Family), Offset: t.Offset + 3, Section: "RFC 4760 section 3"}
+		return false
 	}
-	if len(r.NLRI) == 0 {
-		return &bgp.Error{What: "MP_REACH_NLRI without routes", Offset: r.NLRIOffset, Section: "RFC 4760 section 3"}
-	}
-	a.reach = r
-	return nil
+	return true
 }
 
 // readAIGP takes the attribute for a single TLV, as pmacct does.
@@ -258,7 +280,7 @@ func (a *attributes) readPrefixSID(t bgp.Attr) error {
 	return nil
 }
 
-// A routeWriter writes the records of one UPDATE.
+// A routeWriter writes the records of one UPDATE, or of routes of a table.
 type routeWriter struct {
 	s     *Session
 	b     *record.Batch
@@ -267,6 +289,7 @@ type routeWriter struct {
 	per   bmp.PerPeer
 	peer  *peer
 	attrs *attributes
+	notes table.NoteReader
 	pdu   int  // offset of the UPDATE in msg
 	ready bool // s.attrs is filled
 	err   error
@@ -275,15 +298,22 @@ type routeWriter struct {
 // begin prepares what all records of the message share.
 func (w *routeWriter) begin(key *peerKey, at int64) {
 	s := w.s
-	h := append(s.head[:0], `", "timestamp": "`...)
-	h = s.event.append(h, &s.enc.clock, int64(w.per.Sec), w.per.Usec)
+	h := append(s.head[:0], `, "timestamp": "`...)
+	if s.dump != nil {
+		h = append(h, s.dump.slot...)
+	} else {
+		h = s.event.append(h, &s.enc.clock, int64(w.per.Sec), w.per.Usec)
+	}
 	h = append(h, '"')
 	h = appendRIB(h, &w.per, w.per.Filtered())
 	s.head = appendBGPID(h, &w.per)
 
-	e := append(s.end[:0], `, "timestamp_arrival": "`...)
-	e = s.appendArrival(e, at)
-	e = append(e, '"')
+	e := s.end[:0]
+	if s.dump == nil {
+		e = append(e, `, "timestamp_arrival": "`...)
+		e = s.appendArrival(e, at)
+		e = append(e, '"')
+	}
 	e = append(e, s.router...)
 	s.end = append(e, w.peer.tail...)
 
@@ -294,10 +324,18 @@ func (w *routeWriter) begin(key *peerKey, at int64) {
 
 // setFamily prepares what all records of one family share.
 func (w *routeWriter) setFamily(f bgp.Family) {
-	d := append(w.s.family[:0], `, "event_type": "log", "afi": `...)
+	d := append(w.s.family[:0], `, "event_type": "log", `...)
+	if w.s.dump != nil {
+		d = append(w.s.family[:0], `, "event_type": "dump", `...)
+	}
+	w.s.family = appendFamily(d, f)
+}
+
+func appendFamily(d []byte, f bgp.Family) []byte {
+	d = append(d, `"afi": `...)
 	d = strconv.AppendUint(d, uint64(f.AFI), 10)
 	d = append(d, `, "safi": `...)
-	w.s.family = appendByte(d, f.SAFI)
+	return appendByte(d, f.SAFI)
 }
 
 // maxWireBits are the longest prefixes that pmacct takes, labels and route
@@ -308,7 +346,7 @@ var maxWireBits = [len(bgp.Families)]int{32, 56, 120, 128, 152, 216}
 func (w *routeWriter) announce(f bgp.Family, nlri []byte, offset int) {
 	if !w.ready {
 		w.ready = true
-		w.s.attrs = w.s.appendAttributes(w.s.attrs[:0], w.peer, w.attrs)
+		w.s.attrs = w.s.appendAttributes(w.s.attrs[:0], w.peer.fourOctet, w.attrs)
 	}
 	w.write("update", w.s.attrs, f, nlri, offset, bgp.LabelStack)
 }
@@ -330,7 +368,6 @@ func (w *routeWriter) write(kind string, attrs []byte, f bgp.Family, nlri []byte
 		return
 	}
 	w.setFamily(f)
-	peerRD := distinguisher(&w.per)
 	routes := bgp.Routes(nlri, offset, f, addPath, labels)
 	for routes.Next() {
 		p := routes.Prefix()
@@ -342,56 +379,89 @@ func (w *routeWriter) write(kind string, attrs []byte, f bgp.Family, nlri []byte
 			w.fail(&bgp.Error{What: "route distinguisher of an unknown type", Offset: p.Offset, Section: "RFC 4364 section 4.2"})
 			return
 		}
-		off := s.start(w.b)
-		d := append(w.b.Data, `{"seq": `...)
-		d = s.seq(d)
-		d = append(d, `, "log_type": "`...)
-		d = append(d, kind...)
-		d = append(d, s.head...)
-		// A key is set once: where peer and route both have a distinguisher,
-		// the route's takes the place of the peer's.
-		early := peerRD != [8]byte{}
-		if early {
-			if f.SAFI == bgp.SAFIVPN {
-				d = appendRouteRD(d, p.RD)
-			} else {
-				d = append(d, `, "rd": "`...)
-				d = appendRD(d, peerRD)
-				d = append(d, `", "rd_origin": "bmp"`...)
-			}
-		}
-		d = append(d, s.family...)
-		d = append(d, `, "ip_prefix": "`...)
-		d = appendPrefix(d, f, p)
-		d = append(d, '"')
-		if addPath {
-			d = append(d, `, "as_path_id": `...)
-			d = strconv.AppendUint(d, uint64(p.PathID), 10)
-		}
-		d = append(d, attrs...)
-		if f.SAFI == bgp.SAFIVPN && !early {
-			d = appendRouteRD(d, p.RD)
-		}
-		if f.SAFI != bgp.SAFIUnicast {
-			d = append(d, `, "mpls_label": "`...)
-			d = strconv.AppendUint(d, uint64(p.Label()), 10)
-			d = append(d, '"')
-		}
-		w.b.Data = append(d, s.end...)
-
-		var key, value uint64
-		if s.enc.header {
-			s.hashIn, key = hashKey(s.hashIn, f, p)
-			value = withdrawn
+		said, stack := attrs, p.Labels
+		switch w.notes.Next() {
+		case table.NoteKnown:
 			if kind == "update" {
-				s.values, value = hashValue(s.values, p.Labels)
+				continue
+			}
+		case table.NoteUnknown:
+			if s.enc.rib && kind == "withdraw" {
+				continue
+			}
+		case table.NoteValue:
+			if s.enc.rib && kind == "withdraw" {
+				v := w.notes.Value()
+				said, stack = s.storedText(v), v.Labels
 			}
 		}
-		s.finishRoute(w.b, w.o, off, key, value)
+		w.record(kind, said, f, p, addPath, stack)
 	}
 	if err := routes.Err(); err != nil {
 		w.fail(err)
 	}
+}
+
+// record writes the record of one route, with the attributes attrs, as text,
+// and the label stack labels.
+func (w *routeWriter) record(kind string, attrs []byte, f bgp.Family, p *bgp.Prefix, addPath bool, labels []byte) {
+	s := w.s
+	off := s.start(w.b)
+	d := append(w.b.Data, `{"seq": `...)
+	d = s.seq(d)
+	if s.dump == nil {
+		d = append(d, `, "log_type": "`...)
+		d = append(d, kind...)
+		d = append(d, '"')
+	}
+	d = append(d, s.head...)
+	// A key is set once: where peer and route both have a distinguisher,
+	// the route's takes the place of the peer's.
+	peerRD := distinguisher(&w.per)
+	early := peerRD != [8]byte{}
+	if early {
+		if f.SAFI == bgp.SAFIVPN {
+			d = appendRouteRD(d, p.RD)
+		} else {
+			d = append(d, `, "rd": "`...)
+			d = appendRD(d, peerRD)
+			d = append(d, `", "rd_origin": "bmp"`...)
+		}
+	}
+	d = append(d, s.family...)
+	w.b.Data = append(appendRoute(d, f, p, addPath, attrs, labels, !early), s.end...)
+	if !s.enc.header || s.dump != nil {
+		s.finish(w.b, w.o, off)
+		return
+	}
+	var key uint64
+	s.hashIn, key = hashKey(s.hashIn, f, p)
+	value := uint64(withdrawn)
+	if kind == "update" {
+		s.values, value = hashValue(s.values, labels)
+	}
+	s.finishRoute(w.b, w.o, off, key, value)
+}
+
+// appendRoute appends what is said about a route of family f, from the prefix on.
+func appendRoute(d []byte, f bgp.Family, p *bgp.Prefix, addPath bool, attrs, labels []byte, rd bool) []byte {
+	d = append(d, `, "ip_prefix": "`...)
+	d = appendPrefix(d, f, p)
+	d = append(d, '"')
+	if addPath {
+		d = append(d, `, "as_path_id": `...)
+		d = strconv.AppendUint(d, uint64(p.PathID), 10)
+	}
+	d = append(d, attrs...)
+	if f.SAFI == bgp.SAFIVPN && rd {
+		d = appendRouteRD(d, p.RD)
+	}
+	if f.SAFI != bgp.SAFIUnicast {
+		d = append(d, `, "mpls_label": "`...)
+		d = strconv.AppendUint(d, uint64((&bgp.Prefix{Labels: labels}).Label()), 10)
+		d = append(d, '"')
+	}
+	return d
 }
 
 // fail remembers the first error of the message.
@@ -409,7 +479,7 @@ func (w *routeWriter) endOfRIB(f bgp.Family) {
 	off := s.start(w.b)
 	d := append(w.b.Data, `{"seq": `...)
 	d = s.seq(d)
-	d = append(d, `, "log_type": "end-of-rib`...)
+	d = append(d, `, "log_type": "end-of-rib"`...)
 	d = append(d, s.head...)
 	d = appendPeerDistinguisher(d, &w.per)
 	d = append(d, s.family...)
@@ -435,7 +505,7 @@ func appendPrefix(dst []byte, f bgp.Family, p *bgp.Prefix) []byte {
 }
 
 // appendAttributes appends the attributes of announced routes.
-func (s *Session) appendAttributes(d []byte, p *peer, a *attributes) []byte {
+func (s *scratch) appendAttributes(d []byte, fourOctet bool, a *attributes) []byte {
 	d = append(d, `, "bgp_nexthop": "`...)
 	switch {
 	case len(a.mpNextHop) == 16:
@@ -448,7 +518,7 @@ func (s *Session) appendAttributes(d []byte, p *peer, a *attributes) []byte {
 		d = append(d, "0.0.0.0"...)
 	}
 	d = append(d, `", "as_path": "`...)
-	d = s.appendPath(d, p, a)
+	d = s.appendPath(d, fourOctet, a)
 	d = append(d, '"')
 	d = s.appendCommunities(d, a.comms)
 	d = s.appendExtCommunities(d, a.ext)
@@ -483,7 +553,7 @@ func (s *Session) appendAttributes(d []byte, p *peer, a *attributes) []byte {
 
 // appendCommunities appends communities sorted and without duplicates. Bytes
 // that are not a whole number of them make no key.
-func (s *Session) appendCommunities(d, b []byte) []byte {
+func (s *scratch) appendCommunities(d, b []byte) []byte {
 	if len(b) == 0 || len(b)%4 != 0 {
 		return d
 	}
@@ -518,7 +588,7 @@ func (s *Session) appendCommunities(d, b []byte) []byte {
 
 // appendExtCommunities does the same for extended communities. Only route
 // targets and sites of origin are printed as such.
-func (s *Session) appendExtCommunities(d, b []byte) []byte {
+func (s *scratch) appendExtCommunities(d, b []byte) []byte {
 	if len(b) == 0 || len(b)%8 != 0 {
 		return d
 	}
@@ -586,7 +656,7 @@ func compareLarge(x, y largeCommunity) int {
 }
 
 // appendLargeCommunities does the same for large communities.
-func (s *Session) appendLargeCommunities(d, b []byte) []byte {
+func (s *scratch) appendLargeCommunities(d, b []byte) []byte {
 	if len(b) == 0 || len(b)%12 != 0 {
 		return d
 	}

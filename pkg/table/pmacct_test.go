@@ -1,4 +1,4 @@
-package table
+package table_test
 
 import (
 	"os"
@@ -9,23 +9,26 @@ import (
 	"github.com/bmpha/bmpha/pkg/bmp"
 	"github.com/bmpha/bmpha/pkg/pmacct"
 	"github.com/bmpha/bmpha/pkg/record"
+	. "github.com/bmpha/bmpha/pkg/table"
 )
 
 // A pair applies messages to a table and has package pmacct make records of
 // them: what the one takes and how it names it must be what the other does.
 type pair struct {
 	tab     *Table
+	store   *Store
 	session *pmacct.Session
 	batch   record.Batch
 	now     int64
 }
 
-func newPair(t testing.TB) *pair {
+func newPair(t testing.TB, maxRoutes int) *pair {
 	enc, err := pmacct.NewEncoder(pmacct.Options{Header: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &pair{tab: NewTable(NewStore(), Options{MaxRoutes: 1000}), session: enc.Session(pmacct.Identity{Router: "r1"})}
+	store := NewStore()
+	return &pair{tab: NewTable(store, Options{MaxRoutes: maxRoutes}), store: store, session: enc.Session(pmacct.Identity{Router: "r1"})}
 }
 
 type hashes struct{ key, value uint64 }
@@ -67,7 +70,7 @@ func (p *pair) message(t testing.TB, msg []byte) {
 			t.Fatalf("%x:\nroute %d: %+v, pmacct: %+v", msg, i, ours[i], theirs[i])
 		}
 	}
-	if len(ours) != len(theirs) && p.tab.entries < p.tab.opts.MaxRoutes {
+	if len(ours) != len(theirs) && !p.tab.Full() {
 		t.Errorf("%x:\n%d routes, pmacct: %d", msg, len(ours), len(theirs))
 	}
 }
@@ -153,8 +156,7 @@ func TestCaptures(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := newPair(t)
-		p.tab.opts.MaxRoutes = 1e6
+		p := newPair(t, 1e6)
 		at := 0
 		each(b, func(msg []byte) {
 			p.message(t, msg)
@@ -173,21 +175,13 @@ func TestCaptures(t *testing.T) {
 }
 
 func FuzzApply(f *testing.F) {
-	var s speaker
 	var all []byte
-	for _, m := range [][]byte{
-		s.peerUp(0, 0, 1), speaker{addPath: true}.peerUp(1, 0, 1),
-		s.announce(0, 0, 1, 16, true, nlri{prefix: prefix("10.0.0.1/15")}),
-		s.announce(0, 0, 1, 16, false, nlri{family: 2, prefix: prefix("10.0.0.0/8"), rd: 1 << 48}),
-		s.announce(0, 0, 1, 16, false, nlri{family: 4, prefix: prefix("2001:db8::/32")}),
-		speaker{addPath: true}.announce(1, 0, 1, 16, false, nlri{family: 3, prefix: prefix("2001:db8::/33"), path: 7}),
-		s.withdraw(0, 0, nlri{prefix: prefix("10.0.0.0/15")}), s.endOfRIB(0, 0, bgp.IPv6Unicast), s.peerDown(1, 0),
-	} {
+	for _, m := range Conversation() {
 		all = append(all, m...)
 		f.Add(all)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p := newPair(t)
+		p := newPair(t, 1000)
 		each(b, func(msg []byte) { p.message(t, msg) })
 		p.again(t)
 		p.tab.Open(p.now)
@@ -218,7 +212,7 @@ func FuzzApply(f *testing.F) {
 		p.tab.Clear()
 		for p.tab.Tidy(1000, nil) {
 		}
-		if p.tab.store.AttributeSets() != 0 || p.tab.store.mem.used.Load() != 0 {
+		if p.store.AttributeSets() != 0 || p.store.Used() != 0 {
 			t.Error("something is left")
 		}
 	})
