@@ -8,6 +8,7 @@ import (
 
 	"github.com/bmpha/bmpha/pkg/bmp"
 	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/table"
 )
 
 // DecodeOptions say how Decode reads and writes.
@@ -19,6 +20,10 @@ type DecodeOptions struct {
 	Port       uint16         // bmp_router_port
 	WriterID   string         // value of writer_id; "" leaves the key out
 	MaxMessage int            // longest message in bytes; 0 means 1 MiB
+
+	// RIB keeps a table and makes the records of a pmacct that does, see
+	// Options.RIB. At the end of the stream all routes are deleted.
+	RIB bool
 
 	Now func() time.Time // the time of arrival of each message; nil means time.Now
 
@@ -45,7 +50,7 @@ const defaultMaxMessage = 1 << 20
 // same, and the error names the offset of the message in the stream.
 func Decode(w io.Writer, r io.Reader, opts DecodeOptions) (DecodeStats, error) {
 	var st DecodeStats
-	enc, err := NewEncoder(Options{Dialect: opts.Dialect, Timestamps: opts.Timestamps, WriterID: opts.WriterID, Zone: opts.Zone})
+	enc, err := NewEncoder(Options{Dialect: opts.Dialect, Timestamps: opts.Timestamps, WriterID: opts.WriterID, Zone: opts.Zone, RIB: opts.RIB})
 	if err != nil {
 		return st, err
 	}
@@ -59,6 +64,9 @@ func Decode(w io.Writer, r io.Reader, opts DecodeOptions) (DecodeStats, error) {
 		opts.Now = time.Now
 	}
 	d := decoder{w: w, stats: &st}
+	if opts.RIB {
+		d.known = newMemory()
+	}
 	s := enc.Session(Identity{Addr: opts.Router, Port: opts.Port})
 	now := func() int64 { return opts.Now().UnixMicro() }
 
@@ -66,6 +74,12 @@ func Decode(w io.Writer, r io.Reader, opts DecodeOptions) (DecodeStats, error) {
 	err = d.flush()
 	if err == nil {
 		err = d.follow(r, s, now, &opts)
+	}
+	if d.known != nil {
+		d.known.table.Clear()
+		if ferr := d.tidy(s, now()); err == nil {
+			err = ferr
+		}
 	}
 	s.Close(&d.batch, nil, now())
 	if ferr := d.flush(); err == nil {
@@ -81,6 +95,52 @@ type decoder struct {
 	batch record.Batch
 	lines []byte
 	stats *DecodeStats
+	known *memory // nil without a table
+}
+
+// A memory is the table of a stream, and memory to tell of it.
+type memory struct {
+	table *table.Table
+	notes table.Notes
+	gone  table.Gone
+	text  []byte // of notes
+}
+
+func newMemory() *memory {
+	k := &memory{table: table.NewTable(table.NewStore(), table.Options{})}
+	k.notes.Values = true
+	return k
+}
+
+// apply takes a message into the table and returns the notes of it.
+func (k *memory) apply(msg []byte, at int64) []byte {
+	k.notes.Reset()
+	if k.table.Apply(msg, at, func(c *table.Change) { k.notes.Add(c, false) }) != nil {
+		k.notes.Reset() // the session says what is wrong
+	}
+	k.text = k.notes.Append(k.text[:0])
+	return k.text
+}
+
+// maxGone is about how long a body is that tells of routes that are gone.
+const maxGone = 16 << 10
+
+// tidy writes the records of all routes that are gone.
+func (d *decoder) tidy(s *Session, at int64) error {
+	k := d.known
+	for more := k.table.Pending() > 0; more; {
+		k.gone.Reset()
+		for more && k.gone.Len() < maxGone {
+			more = k.table.Tidy(64, k.gone.Add)
+		}
+		if err := s.Gone(&d.batch, nil, at, k.gone.Bytes()); err != nil {
+			return err
+		}
+		if err := d.flush(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // follow encodes the messages of r.
@@ -96,10 +156,20 @@ func (d *decoder) follow(r io.Reader, s *Session, now func() int64, opts *Decode
 			if n == 0 {
 				break
 			}
-			if err := s.Message(&d.batch, nil, now(), rest[:n]); err != nil {
+			at := now()
+			var notes []byte
+			if d.known != nil {
+				notes = d.known.apply(rest[:n], at)
+			}
+			if err := s.Noted(&d.batch, nil, at, rest[:n], notes); err != nil {
 				d.stats.Bad++
 				if opts.Warn != nil {
 					opts.Warn(d.stats.Bytes, err)
+				}
+			}
+			if d.known != nil {
+				if err := d.tidy(s, at); err != nil {
+					return err
 				}
 			}
 			d.stats.Messages++
