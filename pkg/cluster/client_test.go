@@ -80,7 +80,7 @@ func TestMembersSeeEachOther(t *testing.T) {
 	eachRedis(t, rig.RedisOptions{}, func(t *testing.T, r rig.Redis) {
 		a, b := client(t, r, "a"), client(t, r, "b")
 		states := map[string]election.RouterState{
-			"192.0.2.1": {Hears: true, Sends: true, Mark: 1234},
+			"192.0.2.1": {Hears: true, Sends: true, Mark: 1234, Dumped: 1795197840},
 			"192.0.2.2": {Hears: true, Mark: -1},
 		}
 		if got, _ := round(t, a, &Self{Instance: 1}, 0); len(got.Members) != 0 || got.Wrote != 0 {

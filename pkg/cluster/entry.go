@@ -55,7 +55,7 @@ type entry struct {
 	Reason   string              `json:"reason"`
 	Since    int64               `json:"since"`
 	Token    uint64              `json:"token"`
-	Routers  map[string][2]int64 `json:"routers"` // flags, low-water mark or -1
+	Routers  map[string][3]int64 `json:"routers"` // flags, low-water mark or -1, last dump or 0
 	Unfit    string              `json:"unfit,omitempty"`
 	Left     bool                `json:"left,omitempty"`
 }
@@ -66,7 +66,7 @@ func (s *Self) encode(timestamp uint64, beat int64) []byte {
 		Version: s.Version, Host: s.Host, PID: s.PID,
 		Role: s.Role, Mode: s.Mode, Reason: s.Reason, Since: s.Since, Token: s.Token,
 		Unfit: s.Unfit, Left: s.Left,
-		Routers: make(map[string][2]int64, len(s.Routers)),
+		Routers: make(map[string][3]int64, len(s.Routers)),
 	}
 	for id, r := range s.Routers {
 		var flags int64
@@ -76,7 +76,7 @@ func (s *Self) encode(timestamp uint64, beat int64) []byte {
 		if r.Sends {
 			flags |= flagSends
 		}
-		e.Routers[id] = [2]int64{flags, r.Mark}
+		e.Routers[id] = [3]int64{flags, r.Mark, r.Dumped}
 	}
 	b, err := json.Marshal(e)
 	if err != nil { // numbers and strings only: cannot be
@@ -106,8 +106,8 @@ func parseEntry(name, value string) (entry, uint64, error) {
 
 func (e *entry) routers() map[string]election.RouterState {
 	m := make(map[string]election.RouterState, len(e.Routers))
-	for id, v := range e.Routers {
-		m[id] = election.RouterState{Hears: v[0]&flagHears != 0, Sends: v[0]&flagSends != 0, Mark: v[1]}
+	for id, v := range e.Routers { // an older member says nothing of dumps, and ignores it
+		m[id] = election.RouterState{Hears: v[0]&flagHears != 0, Sends: v[0]&flagSends != 0, Mark: v[1], Dumped: v[2]}
 	}
 	return m
 }

@@ -93,6 +93,10 @@ type RouterState struct {
 	Hears bool  // a session is open
 	Sends bool  // records may be handed over or under way
 	Mark  int64 // low-water mark, Redis' clock; -1 when there is none
+	// Dumped is the last slot, in seconds since the Unix epoch, of which the table
+	// of the router was dumped as a whole; 0 when there is none. The election does
+	// not care.
+	Dumped int64
 }
 
 // A Round is the result of one exchange with Redis.
