@@ -341,6 +341,10 @@ func scenarios() []scenario {
 		{"files-failing", with(files(beside()), func(s *Status) {
 			s.Intake.Files[0].Error = "open /var/log/pmacct/bmp-1.json: permission denied"
 		}), []string{"intake_file"}, ExitDegraded},
+		{"dump-failing", with(active(), func(s *Status) {
+			s.Dump = dumping()
+			s.Dump.LastError, s.Dump.LastErrorAt = "write the dump /var/dumps/192_0_2_1.json: no space left on device", ago(time.Minute)
+		}), []string{"dump_error"}, ExitActive},
 		{"hostile-names", with(active(), func(s *Status) {
 			s.Routers[0].SysName = "\x1b]0;owned\a\x1b[2J\u202e"
 			s.Routers[1].SysName = "\xff\xfe very long name that goes on and on for columns"
@@ -355,5 +359,18 @@ func scenarios() []scenario {
 			s.Spool.Error = "\a"
 			s.Members[0].Unfit = "\x1b[0m"
 		}), []string{"intake_none", "intake_file", "member_unfit", "spool_error", "sink_error"}, ExitDegraded},
+	}
+}
+
+// dumping has dumps of tables every quarter of an hour.
+func dumping() *Dump {
+	return &Dump{
+		Period: 900, Slots: 3, Targets: []string{"topic", "file"}, Running: "192.0.2.2",
+		Whole: 120, Interrupted: 2, Failed: 1, Unsettled: 3, Missed: 4,
+		Last: &DumpDone{
+			Router: "192.0.2.1", Target: "topic", Slot: ago(10 * time.Minute), At: ago(9 * time.Minute), Took: 4.5,
+			Routes: 950_000, Records: 950_212,
+		},
+		LastError: "all brokers are down", LastErrorAt: ago(time.Hour),
 	}
 }

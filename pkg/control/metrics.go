@@ -198,6 +198,27 @@ func spoolMetric(kind prometheus.ValueType, name, help string, value func(*Spool
 	})
 }
 
+func dumpMetric(kind prometheus.ValueType, name, help string, value func(*Dump) float64) metric {
+	return newMetric(kind, "dump_"+name, help, nil, func(s *Status, e emit) {
+		if s.Dump != nil {
+			e(value(s.Dump))
+		}
+	})
+}
+
+func dumpCounter(name, help string, value func(*Dump) uint64) metric {
+	return dumpMetric(prometheus.CounterValue, name, help, func(d *Dump) float64 { return float64(value(d)) })
+}
+
+// lastDump leaves out what is not known before the first whole dump.
+func lastDump(name, help string, value func(*DumpDone) float64) metric {
+	return newMetric(prometheus.GaugeValue, "dump_last_"+name, help, nil, func(s *Status, e emit) {
+		if s.Dump != nil && s.Dump.Last != nil {
+			e(value(s.Dump.Last))
+		}
+	})
+}
+
 func spoolGauge(name, help string, value func(*Spool) float64) metric {
 	return spoolMetric(prometheus.GaugeValue, name, help, value)
 }
@@ -420,6 +441,25 @@ var metrics = []metric{
 	spoolGauge("failing", "1 while the disk cannot be used.", func(p *Spool) float64 { return bit(p.Error != "") }),
 	spoolCounter("recovered_messages_total", "Messages that an earlier process left and that were found at the start.", func(p *Spool) uint64 { return p.Recovered }),
 	spoolCounter("cut_bytes_total", "Bytes that a crash had left unreadable.", func(p *Spool) uint64 { return p.Cut }),
+
+	dumpCounter("whole_total", "Dumps of routers' tables written, for each of topic and file.", func(d *Dump) uint64 { return d.Whole }),
+	dumpCounter("interrupted_total", "Dumps begun and not ended: another collector took over, or the session ended.", func(d *Dump) uint64 { return d.Interrupted }),
+	dumpCounter("failed_total", "Dumps that failed.", func(d *Dump) uint64 { return d.Failed }),
+	dumpCounter("unsettled_total", "Dumps begun although the router was still telling its table.", func(d *Dump) uint64 { return d.Unsettled }),
+	dumpCounter("missed_total", "Slots of routers that passed without a whole dump.", func(d *Dump) uint64 { return d.Missed }),
+	dumpMetric(prometheus.GaugeValue, "failing", "1 while the last dump has failed.", func(d *Dump) float64 { return bit(d.LastError != "") }),
+	dumpMetric(prometheus.GaugeValue, "period_seconds", "Time from one dump of a router to the next.", func(d *Dump) float64 { return float64(d.Period) }),
+	dumpMetric(prometheus.GaugeValue, "slots", "Slots of a period, over which routers are spread.", func(d *Dump) float64 { return float64(d.Slots) }),
+	newMetric(prometheus.GaugeValue, "dump_last_error_timestamp_seconds", "When the last dump has failed, Unix time.", nil, func(s *Status, e emit) {
+		if s.Dump != nil && !s.Dump.LastErrorAt.IsZero() {
+			e(epoch(s.Dump.LastErrorAt))
+		}
+	}),
+	lastDump("timestamp_seconds", "When the last whole dump was done, Unix time.", func(d *DumpDone) float64 { return epoch(d.At) }),
+	lastDump("slot_timestamp_seconds", "The timestamp that it has in its records, Unix time.", func(d *DumpDone) float64 { return epoch(d.Slot) }),
+	lastDump("duration_seconds", "How long it took.", func(d *DumpDone) float64 { return float64(d.Took) }),
+	lastDump("routes", "Routes in it.", func(d *DumpDone) float64 { return float64(d.Routes) }),
+	lastDump("records", "Records in it.", func(d *DumpDone) float64 { return float64(d.Records) }),
 
 	newMetric(prometheus.GaugeValue, "redis_state", "1 for the state of Redis, 0 for the others.", []string{"state"}, func(s *Status, e emit) {
 		for _, state := range []string{RedisOff, RedisOK, RedisFailing, RedisUnreachable} {

@@ -36,6 +36,7 @@ func exposition(t *testing.T, s *Status) string {
 func TestMetricSet(t *testing.T) {
 	s := beside()
 	s.Intake.Files = files(beside()).Intake.Files
+	s.Dump = dumping()
 	s.Redis.State = RedisFailing // so that there is a problem
 	golden(t, "metrics.txt", exposition(t, s))
 }

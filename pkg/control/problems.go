@@ -54,6 +54,7 @@ func Problems(s *Status, now time.Time) []Problem {
 	d.members()
 	d.hold()
 	d.spool()
+	d.dump()
 	d.routers()
 	slices.SortStableFunc(d.found, func(a, b Problem) int { return rank(a.Severity) - rank(b.Severity) })
 	return d.found
@@ -383,6 +384,12 @@ func (d *diagnosis) spool() {
 		d.add(Degraded, "spool_error", "the spool in %s fails: %s", p.Dir, p.Error)
 	}
 	d.room("spool", p.Used, p.Limit)
+}
+
+func (d *diagnosis) dump() {
+	if p := d.s.Dump; p != nil && p.LastError != "" {
+		d.add(Notice, "dump_error", "the last dump of a table failed: %s", p.LastError)
+	}
 }
 
 // reasons writes " (reason n, …)" in the order of the names.

@@ -102,6 +102,7 @@ func TestStatusOverTheSocket(t *testing.T) {
 func TestDocument(t *testing.T) {
 	s := beside()
 	s.Intake.Files = files(beside()).Intake.Files
+	s.Dump = dumping()
 	s.Redis.State, s.Redis.LastError = RedisFailing, "no answer in time"
 	s.complete(at)
 	b, err := json.MarshalIndent(s, "", "  ")

@@ -86,7 +86,9 @@ type Status struct {
 	Intake *Intake `json:"intake,omitempty"`
 	// Spool is the disk space for what memory has no room for; absent when there
 	// is none.
-	Spool        *Spool    `json:"spool,omitempty"`
+	Spool *Spool `json:"spool,omitempty"`
+	// Dump is how the dumps of tables go; absent when there are none.
+	Dump         *Dump     `json:"dump,omitempty"`
 	Redis        Redis     `json:"redis"`
 	Sessions     Sessions  `json:"sessions"`
 	LastTakeover *Takeover `json:"last_takeover,omitempty"`
@@ -295,6 +297,36 @@ type Spool struct {
 	Recovered uint64 `json:"recovered"` // messages that an earlier process left
 	Cut       uint64 `json:"cut_bytes"` // that a crash had left unreadable
 	Error     string `json:"error,omitempty"`
+}
+
+// Dump is how the dumps of the routers' tables go. Each is counted for the topic
+// and for the files, if there are both.
+type Dump struct {
+	Period      Seconds  `json:"period_seconds"`
+	Slots       int      `json:"slots"`
+	Targets     []string `json:"targets"`           // topic, file
+	Running     string   `json:"running,omitempty"` // router whose table is being dumped
+	Whole       uint64   `json:"whole"`             // dumps that were written
+	Interrupted uint64   `json:"interrupted"`       // begun and not ended, because another collector took over or the session ended
+	Failed      uint64   `json:"failed"`
+	Unsettled   uint64   `json:"unsettled"` // begun although the router was still telling its table
+	Missed      uint64   `json:"missed"`    // slots of routers that passed without a whole dump while this collector was the sender
+	// Last is the last whole dump; absent before.
+	Last *DumpDone `json:"last,omitempty"`
+	// LastError is why the last dump failed; absent if one was written since.
+	LastError   string    `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"`
+}
+
+// A DumpDone is one whole dump.
+type DumpDone struct {
+	Router  string    `json:"router"`
+	Target  string    `json:"target"`
+	Slot    time.Time `json:"slot"`
+	At      time.Time `json:"at"` // when it was done
+	Took    Seconds   `json:"took_seconds"`
+	Routes  uint64    `json:"routes"`
+	Records uint64    `json:"records"`
 }
 
 // Sink is where records go.
