@@ -62,6 +62,8 @@ var (
 	ErrNoAnswer = errors.New("the collector hangs")
 	// ErrAlreadyRunning says that another process listens on the socket.
 	ErrAlreadyRunning = errors.New("already running")
+	// ErrNoTable says that a collector keeps no table of routes.
+	ErrNoTable = errors.New("no table")
 )
 
 // Refused says that a collector did not do what it was asked to, and why.
@@ -74,6 +76,11 @@ func (r *Refused) Error() string { return "refused: " + r.Reason }
 type TimedOut struct{ Reason string }
 
 func (t *TimedOut) Error() string { return t.Reason }
+
+// NotFound says that a query names a router that a collector has no table of.
+type NotFound struct{ Reason string }
+
+func (n *NotFound) Error() string { return n.Reason }
 
 // A Backend is the collector behind a Server. Its methods are called
 // concurrently.
@@ -122,7 +129,7 @@ func parseMaintain(r io.Reader) (MaintainRequest, error) {
 // apiError is the body of every answer that is not a success.
 type apiError struct {
 	Error struct {
-		Code    string `json:"code"` // refused, timed_out, bad_request, internal
+		Code    string `json:"code"` // one of those below
 		Message string `json:"message"`
 	} `json:"error"`
 }
@@ -133,4 +140,7 @@ const (
 	codeTimedOut = "timed_out"
 	codeBad      = "bad_request"
 	codeInternal = "internal"
+	codeNotFound = "not_found"
+	codeNoTable  = "no_table"
+	codeBusy     = "busy"
 )

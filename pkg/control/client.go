@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,6 +11,8 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -73,6 +76,69 @@ func (c *Client) Maintain(ctx context.Context, r MaintainRequest) (*MaintainResu
 	return &result, nil
 }
 
+// Routes asks for routes and calls each with the JSON of every one as it comes, a
+// line without its line feed that is valid during the call. It reports whether
+// there are more routes than the query's limit. An answer that is late after 5 s is
+// an error that wraps ErrNoAnswer; from then on only ctx bounds it. Other errors
+// are those of Status, of each, a *NotFound, or wrap ErrNoTable.
+func (c *Client) Routes(ctx context.Context, q *Query, each func(line []byte) error) (more bool, err error) {
+	end, err := c.lines(ctx, "/v1/routes?"+q.Values().Encode(), each)
+	return end.Get(trailerMore) == "true", err
+}
+
+// Peers asks for the peers of a router, all routers if it is "", and calls each with
+// the JSON of every router, a RouterPeers, as Routes does.
+func (c *Client) Peers(ctx context.Context, router string, each func(line []byte) error) error {
+	path := "/v1/peers"
+	if router != "" {
+		path += "?" + url.Values{"router": {router}}.Encode()
+	}
+	_, err := c.lines(ctx, path, each)
+	return err
+}
+
+// lines does one request whose answer is a stream, and returns its trailers.
+func (c *Client) lines(ctx context.Context, path string, each func([]byte) error) (http.Header, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://bmpha"+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask the collector at %s: %w", c.path, err)
+	}
+	late := time.AfterFunc(statusPatience, func() { cancel(ErrNoAnswer) })
+	resp, err := c.http.Do(req)
+	late.Stop()
+	if err != nil {
+		if errors.Is(context.Cause(ctx), ErrNoAnswer) {
+			return nil, fmt.Errorf("%w: no answer on %s in time", ErrNoAnswer, c.path)
+		}
+		return nil, c.explain(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, maxRequest))
+		return nil, c.failure(resp, b)
+	}
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, maxResponse)
+	for lines.Scan() {
+		if err := each(lines.Bytes()); err != nil {
+			return nil, err
+		}
+	}
+	err = lines.Err()
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err == nil && resp.Trailer.Get(trailerFound) == "":
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the answer from %s has broken off: %w", c.path, err)
+	}
+	return resp.Trailer, nil
+}
+
 // call does one request. in is sent as JSON unless it is nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
@@ -120,6 +186,10 @@ func (c *Client) failure(resp *http.Response, body []byte) error {
 		return &Refused{Reason: e.Error.Message}
 	case codeTimedOut:
 		return &TimedOut{Reason: e.Error.Message}
+	case codeNotFound:
+		return &NotFound{Reason: e.Error.Message}
+	case codeNoTable:
+		return fmt.Errorf("%w%s", ErrNoTable, strings.TrimPrefix(e.Error.Message, ErrNoTable.Error()))
 	}
 	return fmt.Errorf("answer from %s: %s", c.path, e.Error.Message)
 }

@@ -1,6 +1,7 @@
 // Package control is what operators see of a collector: the status document, a
 // small HTTP API on a Unix socket that serves it and takes requests for
-// maintenance, metrics, and a screen of text.
+// maintenance, metrics, a screen of text, and a looking glass into the tables of
+// the routers.
 //
 // What it promises:
 //
@@ -16,5 +17,25 @@
 //     characters; it cannot steer a terminal.
 //   - A request that is malformed, too large or slow ends itself only.
 //
-// The package knows nothing of BMP, Redis or Kafka and imports nothing of bmpha.
+//   - The looking glass holds no table for longer than a step of some hundred
+//     routes, and none while it writes; it keeps about a megabyte for each query,
+//     of which there are a few at a time. A client that goes away ends its query.
+//
+// # The API on the socket
+//
+//	GET  /v1/status       a [Status]
+//	POST /v1/maintenance  a [MaintainRequest], answered by a [MaintainResult]
+//	GET  /v1/healthz      200 or 503
+//	GET  /v1/routes       a [Query], answered by a [Route] in each line
+//	GET  /v1/peers        router=NAME or nothing, answered by [RouterPeers] in each line
+//
+// What is answered in lines ends with the trailers Bmpha-Found, how many lines, and
+// Bmpha-More, true where the limit has cut them off; without these it is not whole.
+// The order of lines is that of routers, and within one, with some hundred RIBs at
+// most, of families, route distinguishers and prefixes; of a prefix looked up, of
+// RIBs. What changes meanwhile may be missed.
+// The TCP listener has no access control; it serves metrics, probes and profiles,
+// and neither the status nor routes.
+//
+// The status and all that is made of it know nothing of BMP, Redis or Kafka.
 package control

@@ -2,7 +2,8 @@ package control
 
 import "time"
 
-// Exit codes of `bmpha status` and `bmpha maintenance`.
+// Exit codes of `bmpha status`, `bmpha maintenance`, `bmpha routes` and `bmpha
+// peers`. The last two end with 0 when something was found.
 const (
 	ExitActive     = 0 // active and well; for maintenance: done
 	ExitError      = 1 // usage, or no answer that could be understood
@@ -11,6 +12,9 @@ const (
 	ExitNotRunning = 5 // no collector listens on the socket
 	ExitRefused    = 6 // maintenance only: refused, nothing was changed
 	ExitTimeout    = 7 // maintenance only: asked for, not seen to happen in time
+	// 8 is of `bmpha verify`.
+	ExitNotFound = 9  // routes and peers: nothing was found
+	ExitNoTable  = 10 // routes and peers: the collector keeps no table
 )
 
 // ExitCode returns the exit code for what s says at now, a time on the clock of

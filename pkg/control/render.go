@@ -272,7 +272,7 @@ func (c *canvas) members(members []Member, process string) {
 	sorted := slices.SortedFunc(slices.Values(members), func(a, b Member) int {
 		return cmp.Or(cmp.Compare(memberRank(&a), memberRank(&b)), cmp.Compare(a.Timestamp, b.Timestamp), strings.Compare(a.Name, b.Name))
 	})
-	t := table{columns: []column{{head: "member", limit: 28}, {head: "role", limit: 20}, {head: "timestamp"}, {head: "heartbeat", right: true}, {head: "routers", right: true}, {head: "sends", right: true}}}
+	t := grid{columns: []column{{head: "member", limit: 28}, {head: "role", limit: 20}, {head: "timestamp"}, {head: "heartbeat", right: true}, {head: "routers", right: true}, {head: "sends", right: true}}}
 	for i := range sorted {
 		m := &sorted[i]
 		if i == shownMembers && len(sorted) > shownMembers+1 {
@@ -357,7 +357,7 @@ func (c *canvas) routers(s *Status, now time.Time, room int) {
 	}
 	// What is on disk is worth more than how much there ever was.
 	spooled := slices.ContainsFunc(sorted[:shown], func(r Router) bool { return r.Spooled.Messages > 0 })
-	t := table{columns: []column{{head: "router", limit: 26}, {head: "sysname", limit: 16}, {head: "heard", limit: 20}, {head: "peers", right: true}, {head: "messages", right: true}, {head: "waiting", right: true}, {head: "sent by", limit: 14}}}
+	t := grid{columns: []column{{head: "router", limit: 26}, {head: "sysname", limit: 16}, {head: "heard", limit: 20}, {head: "peers", right: true}, {head: "messages", right: true}, {head: "waiting", right: true}, {head: "sent by", limit: 14}}}
 	if spooled {
 		t.columns[4], t.columns[5] = t.columns[5], column{head: "on disk", right: true}
 	}
@@ -606,33 +606,38 @@ func (p *Spool) words() string {
 	return clean(strings.Join(parts, ", "))
 }
 
-// A table has columns as wide as their widest cell, cells longer than a limit are
+// A grid has columns as wide as their widest cell, cells longer than a limit are
 // cut.
-type table struct {
-	columns []column
-	rows    [][]string
-	colors  []string
-	more    string // last line, instead of rows
+type grid struct {
+	columns  []column
+	rows     [][]string
+	colors   []string
+	above    map[int]string // lines of their own above a row
+	below    map[int]string // and below it
+	more     string         // last line, instead of rows
+	headless bool           // it goes on from another one
 }
 
 type column struct {
 	head  string
 	limit int // longest cell, 0 for none
+	least int // of the width
 	right bool
+	end   bool // what is cut is the beginning of a cell
 }
 
-func (t *table) add(color string, cells ...string) {
+func (t *grid) add(color string, cells ...string) {
 	t.rows = append(t.rows, cells)
 	t.colors = append(t.colors, color)
 }
 
 // table writes t. When it is too wide, columns with a limit give way, the widest
-// first.
-func (c *canvas) table(t *table) {
+// first. Another one with these columns lines up with it where it can.
+func (c *canvas) table(t *grid) {
 	widths := make([]int, len(t.columns))
 	sum := 2 * (len(widths) - 1)
 	for i, col := range t.columns {
-		widths[i] = utf8.RuneCountInString(col.head)
+		widths[i] = max(col.least, utf8.RuneCountInString(col.head))
 		for _, row := range t.rows {
 			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
 		}
@@ -659,7 +664,11 @@ func (c *canvas) table(t *table) {
 			if i > 0 {
 				b.WriteString("  ")
 			}
-			cell = clip(cell, widths[i])
+			if t.columns[i].end {
+				cell = clipFront(cell, widths[i])
+			} else {
+				cell = clip(cell, widths[i])
+			}
 			pad := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
 			if t.columns[i].right {
 				b.WriteString(pad + cell)
@@ -673,13 +682,24 @@ func (c *canvas) table(t *table) {
 	for i, col := range t.columns {
 		heads[i] = col.head
 	}
-	c.line(c.paint(bold, row(heads)))
+	if !t.headless {
+		c.line(c.paint(bold, row(heads)))
+	}
 	for i, cells := range t.rows {
+		if text := t.above[i]; text != "" {
+			c.line(c.paint(bold, clip(text, c.width)))
+		}
 		s := row(cells)
 		if t.colors[i] != "" {
 			s = c.paint(t.colors[i], s)
 		}
 		c.line(s)
+		if text := t.below[i]; text != "" {
+			c.paragraph("   ", text)
+		}
+	}
+	for i := range t.columns {
+		t.columns[i].least = widths[i]
 	}
 	if t.more != "" {
 		c.line(t.more)
@@ -693,4 +713,13 @@ func clip(s string, n int) string {
 	}
 	r := []rune(s)
 	return string(r[:max(n-1, 0)]) + "…"
+}
+
+// clipFront cuts s to n columns, with an ellipsis as the first one.
+func clipFront(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n {
+		return s
+	}
+	return "…" + string(r[len(r)-max(n-1, 0):])
 }

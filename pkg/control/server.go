@@ -28,6 +28,11 @@ type ServerOptions struct {
 	// "" for none. It has no access control: keep it on loopback or behind a
 	// firewall.
 	HTTP string
+	// Tables returns the tables of all routers, for the looking glass; nil when the
+	// collector keeps none. It is called concurrently, once for each query, and
+	// what it returns is not changed afterwards. Routes are shown on the socket
+	// only, like the status.
+	Tables func() []RouterTable
 	// Log takes what goes wrong while serving; nil for slog.Default.
 	Log *slog.Logger
 }
@@ -47,6 +52,8 @@ const closePatience = 3 * time.Second
 // A Server serves the API on a Unix socket and metrics on TCP.
 type Server struct {
 	backend Backend
+	tables  func() []RouterTable
+	queries chan struct{} // those being answered
 	log     *slog.Logger
 
 	socket *socket
@@ -59,7 +66,7 @@ type Server struct {
 // Listen listens and serves until Close. The error wraps ErrAlreadyRunning when
 // another process listens on the socket; then nothing is served.
 func Listen(opts ServerOptions) (*Server, error) {
-	s := &Server{backend: opts.Backend, log: cmp.Or(opts.Log, slog.Default())}
+	s := &Server{backend: opts.Backend, tables: opts.Tables, queries: make(chan struct{}, maxQueries), log: cmp.Or(opts.Log, slog.Default())}
 	if opts.Socket != "" {
 		var err error
 		if s.socket, err = listenSocket(opts.Socket); err != nil {
@@ -135,6 +142,8 @@ func (s *Server) Close() error {
 func (s *Server) api() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/status", within(answerPatience, s.serveStatus))
+	mux.Handle("GET /v1/routes", within(answerPatience, s.serveRoutes))
+	mux.Handle("GET /v1/peers", within(answerPatience, s.servePeers))
 	mux.Handle("POST /v1/maintenance", within(answerPatience, s.serveMaintenance))
 	mux.Handle("GET /v1/healthz", within(answerPatience, probe(s.backend.Healthy)))
 	return mux
