@@ -104,20 +104,21 @@ type memory struct {
 	notes table.Notes
 	gone  table.Gone
 	text  []byte // of notes
+	note  func(*table.Change)
 }
 
 func newMemory() *memory {
 	k := &memory{table: table.NewTable(table.NewStore(), table.Options{})}
 	k.notes.Values = true
+	k.note = func(c *table.Change) { k.notes.Add(c, false) }
 	return k
 }
 
 // apply takes a message into the table and returns the notes of it.
 func (k *memory) apply(msg []byte, at int64) []byte {
 	k.notes.Reset()
-	if k.table.Apply(msg, at, func(c *table.Change) { k.notes.Add(c, false) }) != nil {
-		k.notes.Reset() // the session says what is wrong
-	}
+	// What is wrong with a message the session says.
+	k.notes.Applied(k.table.Apply(msg, at, k.note))
 	k.text = k.notes.Append(k.text[:0])
 	return k.text
 }

@@ -31,7 +31,9 @@ type scratch struct {
 	large  []largeCommunity
 	upd    attributes // of the UPDATE
 	stored stored
+	notes  table.NoteReader
 	gone   table.GoneReader
+	rows   tableWriter
 }
 
 // attributes are those of an UPDATE that matter, the last one where one is
@@ -100,7 +102,11 @@ func (s *Session) routeMonitoring(b *record.Batch, o *record.Origin, at int64, m
 		return s.malformed(msg, rm.Offset, &bgp.Error{What: "AS4_PATH without an AS_PATH", Offset: a.as4Path.Offset, Section: "RFC 6793 section 4.2.3"})
 	}
 
-	w := routeWriter{s: s, b: b, o: o, msg: msg, per: per, peer: peer, attrs: a, pdu: rm.Offset, notes: table.ReadNotes(notes)}
+	w := routeWriter{s: s, b: b, o: o, msg: msg, per: per, peer: peer, attrs: a, pdu: rm.Offset}
+	if len(notes) != 0 {
+		s.notes = table.ReadNotes(notes)
+		w.notes = &s.notes
+	}
 	w.begin(&key, at)
 	if len(u.Withdrawn) != 0 {
 		w.withdraw(bgp.IPv4Unicast, u.Withdrawn, bgp.WithdrawnOffset)
@@ -150,7 +156,7 @@ func (s *Session) readAttributes(u *bgp.Update, a *attributes) error {
 			}
 		default:
 			var usual bool
-			if usual, err = a.read(t); !usual && !known[t.Type] {
+			if usual, err = a.read(&t); !usual && !known[t.Type] {
 				s.enc.counters.unknownAttributes.Add(1)
 			}
 		}
@@ -162,14 +168,14 @@ func (s *Session) readAttributes(u *bgp.Update, a *attributes) error {
 }
 
 // read reads an attribute, and reports whether it is one that makes a key.
-func (a *attributes) read(t bgp.Attr) (usual bool, err error) {
+func (a *attributes) read(t *bgp.Attr) (usual bool, err error) {
 	switch t.Type {
 	case bgp.AttrOrigin:
 		a.origin, err = t.Origin()
 	case bgp.AttrASPath:
-		a.asPath, a.hasPath = t, true
+		a.asPath, a.hasPath = *t, true
 	case bgp.AttrAS4Path:
-		a.as4Path, a.hasAS4 = t, true
+		a.as4Path, a.hasAS4 = *t, true
 	case bgp.AttrNextHop:
 		if len(t.Value) != 4 {
 			err = &bgp.Error{What: fmt.Sprintf("NEXT_HOP of %d bytes, want 4", len(t.Value)), Offset: t.Offset, Section: "RFC 4271 section 5.1.3"}
@@ -255,7 +261,7 @@ func (a *attributes) setNextHop(nh []byte) bool {
 }
 
 // readAIGP takes the attribute for a single TLV, as pmacct does.
-func (a *attributes) readAIGP(t bgp.Attr) error {
+func (a *attributes) readAIGP(t *bgp.Attr) error {
 	switch len(t.Value) {
 	case 3:
 		a.aigp = 0
@@ -268,7 +274,7 @@ func (a *attributes) readAIGP(t bgp.Attr) error {
 }
 
 // readPrefixSID looks at the first TLV only, as pmacct does.
-func (a *attributes) readPrefixSID(t bgp.Attr) error {
+func (a *attributes) readPrefixSID(t *bgp.Attr) error {
 	v := t.Value
 	switch {
 	case len(v) >= 3 && v[0] != 1:
@@ -289,9 +295,9 @@ type routeWriter struct {
 	per   bmp.PerPeer
 	peer  *peer
 	attrs *attributes
-	notes table.NoteReader
-	pdu   int  // offset of the UPDATE in msg
-	ready bool // s.attrs is filled
+	notes *table.NoteReader // nil without
+	pdu   int               // offset of the UPDATE in msg
+	ready bool              // s.attrs is filled
 	err   error
 }
 
@@ -380,17 +386,13 @@ func (w *routeWriter) write(kind string, attrs []byte, f bgp.Family, nlri []byte
 			return
 		}
 		said, stack := attrs, p.Labels
-		switch w.notes.Next() {
-		case table.NoteKnown:
-			if kind == "update" {
+		if w.notes != nil {
+			note := w.notes.Next()
+			switch {
+			case note == table.NoteKnown && kind == "update",
+				note == table.NoteUnknown && kind == "withdraw" && s.enc.rib:
 				continue
-			}
-		case table.NoteUnknown:
-			if s.enc.rib && kind == "withdraw" {
-				continue
-			}
-		case table.NoteValue:
-			if s.enc.rib && kind == "withdraw" {
+			case note == table.NoteValue && kind == "withdraw" && s.enc.rib:
 				v := w.notes.Value()
 				said, stack = s.storedText(v), v.Labels
 			}

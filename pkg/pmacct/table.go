@@ -47,7 +47,7 @@ func (s *scratch) appendStored(d []byte, v *table.Value) []byte {
 		b = b[4+n:]
 		// What is wrong with an attribute kept its route out of the table.
 		if t.Type != bgp.AttrMPReach {
-			_, _ = a.read(t)
+			_, _ = a.read(&t)
 		} else if n >= 4 {
 			a.setNextHop(t.Value[4:])
 		}
@@ -117,7 +117,10 @@ func (s *Session) Gone(b *record.Batch, o *record.Origin, at int64, body []byte)
 	if s.enc.rib {
 		kind, msgType = "delete", "internal"
 	}
-	w := tableWriter{routeWriter: routeWriter{s: s, b: b, o: o}}
+	w := &s.rows
+	w.begun = false
+	w.s, w.b, w.o = s, b, o
+	defer func() { w.b, w.o = nil, nil }()
 	routes := &s.gone
 	routes.Reset(body)
 	for routes.Next() {
@@ -175,7 +178,6 @@ func prefixOf(r *table.Route, buf *[16]byte) bgp.Prefix {
 // independent of the router's Session.
 type Dump struct {
 	s      Session
-	w      tableWriter
 	seq    uint64
 	slot   []byte // its time
 	period int64
@@ -187,7 +189,7 @@ func (e *Encoder) Dump(id Identity, slot, period int64) *Dump {
 	d := &Dump{s: *e.Session(id), seq: e.number(), period: period}
 	d.slot = e.clock.appendSeconds(nil, slot)
 	d.s.dump = d
-	d.w.s = &d.s
+	d.s.rows.s = &d.s
 	return d
 }
 
@@ -226,9 +228,10 @@ func (d *Dump) Route(b *record.Batch, o *record.Origin, r *table.Route) {
 		return
 	}
 	d.s.keyOff = -1
-	d.w.b, d.w.o = b, o
-	d.w.write("", "route_monitor", 0, r, &r.Value, d.s.storedText(&r.Value))
-	d.w.b, d.w.o = nil, nil
+	w := &d.s.rows
+	w.b, w.o = b, o
+	w.write("", "route_monitor", 0, r, &r.Value, d.s.storedText(&r.Value))
+	w.b, w.o = nil, nil
 }
 
 // Event appends the records of an Initiation, Termination, Peer Up, Peer Down
@@ -239,7 +242,7 @@ func (d *Dump) Event(b *record.Batch, o *record.Origin, msg []byte) error {
 		return nil
 	}
 	err := d.s.Message(b, o, 0, msg)
-	d.s.closed = false // by a Termination
-	d.w.begun = false  // another message took the memory
+	d.s.closed = false     // by a Termination
+	d.s.rows.begun = false // the message took the memory
 	return err
 }

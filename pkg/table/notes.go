@@ -77,11 +77,24 @@ type Notes struct {
 
 type span struct{ from, to int }
 
-// Reset begins the notes of another message. A message that Apply returned an
-// error for must have no notes, because Apply does not tell of the routes that
-// it could not keep: Reset them.
+// Reset begins the notes of another message.
 func (n *Notes) Reset() {
 	*n = Notes{Values: n.Values, buf: n.buf[:0]}
+}
+
+// Applied is to be called with what Apply returned. Something wrong with the
+// message changes nothing; but a route that found no room Apply does not tell
+// of, and what was noted of those behind it would be said of others: then the
+// message has no notes.
+func (n *Notes) Applied(err error) {
+	if err == nil || err == ErrLabelledAddPath {
+		return
+	}
+	var inBMP *bmp.Error
+	var inBGP *bgp.Error
+	if !errors.As(err, &inBMP) && !errors.As(err, &inBGP) {
+		n.Reset()
+	}
 }
 
 // Add notes what happened to a route, and for an announcement whether it is
@@ -161,9 +174,9 @@ func (n *Notes) define(v *Value) bool {
 	return true
 }
 
-// Silent reports whether the message makes no record: it has routes, all of
-// them are known or were withdrawn without having been there, and it has no
-// End-of-RIB.
+// Silent reports whether the message says nothing that makes a record: it has
+// routes, all of them are known or were withdrawn without having been there, and
+// it has no End-of-RIB. What is wrong with it may still be worth telling.
 func (n *Notes) Silent() bool { return n.routes > 0 && !n.news }
 
 // Append appends the notes: nothing at all if all routes are plain.

@@ -112,6 +112,22 @@ func TestNotesBound(t *testing.T) {
 	}
 }
 
+// TestNotesApplied: notes hold where the message is wrong, and do not where
+// routes found no room.
+func TestNotesApplied(t *testing.T) {
+	for err, want := range map[error]NoteKind{
+		nil: NoteKnown, ErrLabelledAddPath: NoteKnown, &bgp.Error{}: NoteKnown, &bmp.Error{}: NoteKnown, ErrTooManyRoutes: NotePlain,
+	} {
+		var n Notes
+		n.Add(&Change{Kind: Announced}, true)
+		n.Applied(err)
+		r := ReadNotes(n.Append(nil))
+		if got := r.Next(); got != want || n.Silent() != (want == NoteKnown) {
+			t.Errorf("%v: note %d, want %d", err, got, want)
+		}
+	}
+}
+
 func TestSplitNotes(t *testing.T) {
 	msg := bmp.AppendLength(bmp.AppendHeader(nil, bmp.TypeInitiation), 0)
 	for _, notes := range []string{"", "x"} {
