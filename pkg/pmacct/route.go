@@ -178,7 +178,7 @@ func (a *attributes) read(t *bgp.Attr) (usual bool, err error) {
 		a.as4Path, a.hasAS4 = *t, true
 	case bgp.AttrNextHop:
 		if len(t.Value) != 4 {
-			err = &bgp.Error{What: fmt.Sprintf("NEXT_HOP of %d bytes, want 4", len(t.Value)), Offset: t.Offset, Section: "RFC 4271 section 5.1.3"}
+			return true, &bgp.Error{What: fmt.Sprintf("NEXT_HOP of %d bytes, want 4", len(t.Value)), Offset: t.Offset, Section: "RFC 4271 section 5.1.3"}
 		}
 		a.nextHop = t.Value
 	case bgp.AttrMED:
