@@ -84,6 +84,7 @@ type Dump struct {
 	events  [][]byte
 	routes  uint64
 	records uint64
+	half    bool // interrupted
 }
 
 type stage uint8
@@ -115,6 +116,9 @@ func (d *Dump) Records() uint64 { return d.records }
 
 // Ended reports whether all records were made.
 func (d *Dump) Ended() bool { return d.stage == ended }
+
+// Interrupted reports whether the dump ended before it was whole.
+func (d *Dump) Interrupted() bool { return d.half }
 
 // Fill appends further records to b until it has about as many records or bytes,
 // or the dump has Ended.
@@ -153,7 +157,7 @@ func (d *Dump) Fill(b *record.Batch, records, bytes int) {
 func (d *Dump) interrupt(b *record.Batch, why string) {
 	d.enc.Close(b, why)
 	d.records++
-	d.stage = ended
+	d.stage, d.half = ended, true
 	d.events = nil
 }
 
