@@ -19,14 +19,19 @@ func decodeCommand() *cli.Command {
 		ArgsUsage: "FILE|-",
 		Description: "Prints the records that one BMP session with these bytes would make,\n" +
 			"log_init and log_close included.\n\n" +
+			"With --rib they are those of a pmacct that keeps a table: withdrawals tell what\n" +
+			"was withdrawn, those of unknown routes are left out, and the routes of a peer\n" +
+			"that goes down, and all of them at the end, are deleted one by one.\n\n" +
 			"Examples:\n" +
 			"  bmpha decode session.bmp\n" +
-			"  nc -l 1790 | bmpha decode --timestamps utc -\n\n" +
+			"  nc -l 1790 | bmpha decode --timestamps utc -\n" +
+			"  bmpha decode --rib session.bmp | grep '\"log_type\": \"delete\"'\n\n" +
 			"Exit codes: 0 all was decoded; 1 the stream is cut short or is not BMP (the\n" +
 			"records before are printed, the error names the offset).",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "dialect", Value: pmacct.Dialect18, Usage: "pmacct `VERSION` to look like"},
 			&cli.StringFlag{Name: "timestamps", Value: "default", Usage: "`FORM`: default (local time), utc, rfc3339 or epoch"},
+			&cli.BoolFlag{Name: "rib", Usage: "keep a table of routes, as pmacct's other daemons do"},
 			&cli.StringFlag{Name: "router", Value: "0.0.0.0", Usage: "`ADDR` to show as bmp_router"},
 		},
 		Action: func(c *cli.Context) error {
@@ -52,7 +57,7 @@ func decodeCommand() *cli.Command {
 			}
 			out := bufio.NewWriterSize(c.App.Writer, 64<<10)
 			st, err := pmacct.Decode(out, in, pmacct.DecodeOptions{
-				Dialect: c.String("dialect"), Timestamps: form, Router: router,
+				Dialect: c.String("dialect"), Timestamps: form, Router: router, RIB: c.Bool("rib"),
 				Warn: func(offset int64, err error) {
 					fmt.Fprintf(c.App.ErrWriter, "bmpha: message at offset %d: %v\n", offset, err)
 				},
