@@ -82,6 +82,14 @@ func (b *budget) take(a *account, n int) (c *chunk, turn uint64) {
 	return nil, b.turn
 }
 
+// ample reports whether an account has more than half of its share left. If not,
+// turn is to be given to wait.
+func (b *budget) ample(a *account) (yes bool, turn uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return a.used <= b.share()/2, b.turn
+}
+
 func (b *budget) charge(a *account, size int64) bool {
 	share := b.share()
 	over := max(0, a.used+size-share) - max(0, a.used-share)

@@ -6,34 +6,53 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bmpha/bmpha/pkg/table"
 )
 
 // Why a connection ended.
 var (
 	errFull   = errors.New("its buffer is full")
 	errClosed = errors.New("it closed the connection")
+	// errNoTable: what has been replayed is not the beginning of anything.
+	errNoTable = errors.New("the session has no table any more")
 )
 
 // A link is one session on its way to one target.
+//
+// One that is replayed is made of steps, which the link's own goroutine asks for
+// when it has sent the one before, and of messages that come in between and are
+// queued: a step waits for what was queued before it. So a replay goes as fast as
+// the target, and the queue is free for what the router says.
 type link struct {
-	target *target
-	stream *Stream
-	key    uint64 // names it to the pacer
-	header []byte
-	before []*link       // older ones of the same router that are ending
-	wake   chan struct{} // of capacity 1: something below has changed
-	done   chan struct{} // closed when it is over
+	target   *target
+	stream   *Stream
+	key      uint64 // names it to the pacer
+	header   []byte
+	before   []*link       // older ones of the same router that are ending
+	wake     chan struct{} // of capacity 1: something below has changed
+	done     chan struct{} // closed when it is over
+	replaced atomic.Bool   // another has taken its place
 
-	mu     sync.Mutex
-	queue  queue
-	wire   *wire // nil until connected
-	closed bool  // the session has ended
-	told   bool  // and the target has been told all of it
-	dead   bool
+	// Guarded by the stream's lock.
+	replay *table.Replay // nil when it gets bytes as they come
+	buf    []byte        // the memory of step
+
+	mu      sync.Mutex
+	framed  bool   // it gets messages, not bytes as they come
+	walking bool   // there are more steps to come
+	step    []byte // comes behind the first ahead bytes of the queue
+	ahead   int64
+	queue   queue
+	wire    *wire // nil until connected
+	closed  bool  // the session has ended
+	told    bool  // and the target has been told all of it
+	dead    bool
 }
 
 func (l *link) notify() {
@@ -43,29 +62,59 @@ func (l *link) notify() {
 	}
 }
 
-// write appends b to the queue, or cuts the session.
+// put sends or queues as much of b as there is room for and returns the rest. The
+// caller holds the lock.
+func (l *link) put(b []byte) (rest []byte, turn uint64) {
+	if l.wire != nil && l.queue.head == nil && l.step == nil && !l.target.relay.paused.Load() {
+		// Nothing waits: what the kernel takes at once need not be copied.
+		n := l.wire.try(b)
+		l.target.took(n)
+		if b = b[n:]; len(b) == 0 {
+			return nil, 0
+		}
+	}
+	n, turn := l.queue.add(b)
+	if n > 0 {
+		l.notify()
+	}
+	return b[n:], turn
+}
+
+// pass appends whole messages to the queue, or cuts the session. It does not wait.
+func (l *link) pass(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead || l.closed {
+		return
+	}
+	if rest, _ := l.put(b); len(rest) > 0 {
+		l.fail(errFull)
+	}
+}
+
+// write appends b to the queue, or cuts the session. A link that gets messages
+// takes nothing, and only waits until there is room for what b will be.
 func (l *link) write(b []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for !l.dead && !l.closed {
-		if l.wire != nil && l.queue.head == nil && !l.target.relay.paused.Load() {
-			// Nothing waits: what the kernel takes at once need not be copied.
-			n := l.wire.try(b)
-			l.target.took(n)
-			if b = b[n:]; len(b) == 0 {
+		var turn uint64
+		if l.framed {
+			var ample bool
+			if ample, turn = l.queue.budget.ample(&l.queue.account); ample {
 				return
 			}
-		}
-		n, turn := l.queue.add(b)
-		if n > 0 {
-			l.notify()
-		}
-		if b = b[n:]; len(b) == 0 {
+		} else if b, turn = l.put(b); len(b) == 0 {
 			return
 		}
 		wait := l.target.wait()
 		if wait <= 0 && !l.target.relay.patient() {
-			l.fail(errFull)
+			if !l.framed {
+				l.fail(errFull)
+			}
 			return
 		}
 		var look *time.Timer
@@ -87,6 +136,42 @@ func (l *link) write(b []byte) {
 	}
 }
 
+// walk makes the next step of the replay.
+func (l *link) walk() {
+	s := l.stream
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.replay == nil || s.closed.Load() { // joined after a Termination, or over
+		l.mu.Lock()
+		l.walking = false
+		l.mu.Unlock()
+		return
+	}
+	var more bool
+	l.buf, more = l.replay.Step(l.buf[:0], l.target.relay.step)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.dead {
+		return
+	}
+	if len(l.buf) > 0 {
+		l.step, l.ahead = l.buf, l.queue.size
+	}
+	l.walking = more
+	if !more {
+		l.buf = nil
+	}
+}
+
+// release lets go of a link whose session has ended or goes another way.
+func (l *link) release() {
+	select {
+	case <-l.done:
+		l.target.forget(l)
+	default: // run does
+	}
+}
+
 // end says that nothing more comes.
 func (l *link) end() {
 	l.target.ended(l)
@@ -104,6 +189,7 @@ func (l *link) fail(err error) {
 	l.dead = true
 	lost := !l.told || l.queue.size > 0
 	l.queue.clear()
+	l.step = nil
 	if l.wire != nil {
 		l.wire.conn.Close()
 	}
@@ -124,7 +210,7 @@ func (l *link) failed(err error) {
 func (l *link) abandon() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	left := l.queue.size
+	left := l.queue.size + int64(len(l.step))
 	l.queue.clear()
 	l.told = true
 	l.fail(errStopped)
@@ -134,7 +220,7 @@ func (l *link) abandon() int64 {
 func (l *link) drained() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.wire != nil && !l.dead && l.queue.size == 0 && l.wire.unsent() == 0
+	return l.wire != nil && !l.dead && !l.walking && l.step == nil && l.queue.size == 0 && l.wire.unsent() == 0
 }
 
 // run connects and sends until the session is over.
@@ -207,17 +293,34 @@ func (l *link) mayConnect() bool {
 	}
 }
 
-// send hands the queue to the target.
+// send hands the queue and the steps of a replay to the target.
 func (l *link) send(w *wire) {
 	t := l.target
 	for {
 		l.mu.Lock()
+		paused := t.relay.paused.Load()
 		switch {
 		case l.dead:
 			l.mu.Unlock()
 			return
-		case l.queue.head != nil && !t.relay.paused.Load():
+		case !paused && l.step != nil && l.ahead == 0:
+			b := l.step
+			l.mu.Unlock()
+			n, err := w.conn.Write(b)
+			t.took(n)
+			l.mu.Lock()
+			if l.step = b[n:]; l.dead || n == len(b) {
+				l.step = nil
+			}
+			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				l.fail(err)
+			}
+			l.mu.Unlock()
+		case !paused && l.queue.head != nil:
 			b := l.queue.lend()
+			if l.step != nil {
+				b = b[:min(int64(len(b)), l.ahead)]
+			}
 			l.mu.Unlock()
 			n, err := w.conn.Write(b)
 			t.took(n)
@@ -229,15 +332,19 @@ func (l *link) send(w *wire) {
 				return
 			}
 			l.queue.taken(n)
+			l.ahead = max(0, l.ahead-int64(n))
 			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // a pause sets the deadline
 				l.fail(err)
 			}
 			l.mu.Unlock()
-		case l.queue.head == nil && l.closed:
+		case l.queue.head == nil && l.step == nil && l.closed:
 			l.told = true
 			l.mu.Unlock()
 			l.finish(w)
 			return
+		case !paused && l.walking && !l.closed:
+			l.mu.Unlock()
+			l.walk()
 		default:
 			l.mu.Unlock()
 			<-l.wake

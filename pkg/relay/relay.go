@@ -16,6 +16,11 @@
 //   - A target that was lost needs its sessions from their beginning. They are
 //     reset, a few at a time, when it accepts connections again, not before, and
 //     one that is lost again and again is reset less and less often.
+//   - With Options.Replay a session is not reset, which its router would notice,
+//     but replayed from the table of its routes: the target gets a valid BMP stream
+//     that has the table at its end, and then what the router says, without a gap
+//     or a repeat. Memory is a step's, about 64 KiB, for each session that is being
+//     replayed, and messages of the session wait for no more than a step to be made.
 //   - In steady state Write allocates nothing and copies each byte once for each
 //     target.
 package relay
@@ -70,6 +75,9 @@ type Options struct {
 	// Resync says whether sessions that a target has lost are reset. Without it
 	// they stay lost for this target until they start over by themselves.
 	Resync bool
+	// Replay says that such a session is replayed, not reset, if its Stream has a
+	// table. It is nothing without Resync.
+	Replay bool
 	Log    *slog.Logger // nil: slog.Default
 	// Dial connects to a target; nil is a net.Dialer's.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -80,6 +88,7 @@ type Relay struct {
 	o        Options
 	header   byte // version of the PROXY header, 0 for none
 	targets  []*target
+	step     int             // routes of a replay at a time
 	ctx      context.Context // ends when everything must stop at once
 	stop     context.CancelFunc
 	work     sync.WaitGroup // the targets' goroutines
@@ -95,7 +104,7 @@ type Relay struct {
 // New returns a relay to the targets. It connects to none before the first Open.
 // It panics if the options are invalid: the configuration is checked before.
 func New(o Options) *Relay {
-	r := &Relay{o: o, born: time.Now()}
+	r := &Relay{o: o, step: stepRoutes, born: time.Now()}
 	switch o.Proxy {
 	case "v1":
 		r.header = 1
@@ -127,12 +136,15 @@ func New(o Options) *Relay {
 // Open begins a session of a router, the other end of a connection to local, and
 // never blocks. id names the session in the log. reset is called, on a goroutine
 // of the relay, when the session is to start over, by each target that lost it and
-// again if nothing comes of it; it must return soon. nil does nothing.
+// again if nothing comes of it; it must return soon. nil does nothing. With
+// Options.Replay it is not called for a session with a table, see Stream.Table.
 func (r *Relay) Open(id uint64, router, local netip.AddrPort, reset func()) *Stream {
 	if reset == nil {
 		reset = func() {}
 	}
-	s := &Stream{relay: r, id: id, router: plain(router), reset: reset}
+	s := &Stream{relay: r, id: id, router: plain(router), reset: reset, opened: time.Now()}
+	s.links = make([]atomic.Pointer[link], len(r.targets))
+	s.tell = s.change
 	header := r.proxyHeader(s.router, plain(local))
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -140,9 +152,9 @@ func (r *Relay) Open(id uint64, router, local netip.AddrPort, reset func()) *Str
 		s.aborted.Store(true)
 		return s
 	}
-	for _, t := range r.targets {
-		l := t.open(s, header)
-		s.links = append(s.links, l)
+	for i, t := range r.targets {
+		l := t.open(s, header, nil)
+		s.links[i].Store(l)
 		r.links.Go(l.run)
 	}
 	return s
@@ -231,6 +243,8 @@ type Target struct {
 	Cuts      uint64    // sessions cut because the buffer was full
 	Lost      uint64    // connections that it has ended or that broke
 	Resets    uint64    // sessions that were asked to start over
+	Replays   uint64    // times that a session was replayed, or began to be
+	Replaying int       // sessions that are being replayed now
 	LastError string    // "" if there was none
 }
 

@@ -185,6 +185,19 @@ func (p *pacer) closed(now time.Time, key uint64) {
 	p.note(now)
 }
 
+// postponed: a session that was to be reset cannot be yet.
+func (p *pacer) postponed(now time.Time, key uint64) {
+	m := p.sessions[key]
+	if m == nil || m.state != resetting {
+		return
+	}
+	m.state = lost
+	p.waiting = append(p.waiting, key)
+	delete(p.turns, m.addr)
+	p.past[m.addr].notYet = now.Add(resetWait)
+	p.note(now)
+}
+
 // probed: the try that step asked for has made the spare connection, or not.
 func (p *pacer) probed(now time.Time, ok bool) {
 	if ok {

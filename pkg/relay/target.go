@@ -32,6 +32,7 @@ type target struct {
 	cuts        uint64
 	losses      uint64
 	resets      uint64
+	replays     uint64
 	lastError   string
 }
 
@@ -61,13 +62,21 @@ func (t *target) all() []*link {
 	return all
 }
 
-// open makes the link of a new session; the caller runs it.
-func (t *target) open(s *Stream, header []byte) *link {
+// open makes a link of a session; the caller runs it. It is a new one, or, to be
+// replayed, takes the place of one that was lost.
+func (t *target) open(s *Stream, header []byte, lost *link) *link {
 	l := &link{target: t, stream: s, header: header, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if lost != nil {
+		l.replay, l.framed, l.walking = s.table.Replay(), true, true
+	}
 	l.queue.budget = t.budget
 	t.budget.join(&l.queue.account)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if lost != nil {
+		t.replays++
+		t.pacer.closed(time.Now(), lost.key)
+	}
 	t.lastKey++
 	l.key = t.lastKey
 	for _, other := range t.links {
@@ -102,9 +111,9 @@ func (t *target) wait() time.Duration {
 }
 
 // forget drops a link that has come to its end. A lost one stays until its session
-// ends, too.
+// ends, too, or is replayed.
 func (t *target) forget(l *link) {
-	if !l.stream.closed.Load() {
+	if !l.stream.closed.Load() && !l.replaced.Load() {
 		return
 	}
 	t.mu.Lock()
@@ -122,11 +131,7 @@ func (t *target) ended(l *link) {
 	t.pacer.closed(time.Now(), l.key)
 	t.mu.Unlock()
 	t.notify()
-	select {
-	case <-l.done:
-		t.forget(l)
-	default: // run does
-	}
+	l.release()
 }
 
 func (t *target) connected(l *link) {
@@ -242,11 +247,10 @@ func (t *target) run() {
 		now := time.Now()
 		t.mu.Lock()
 		reset, probe, next := t.pacer.step(now)
-		streams := make([]*Stream, 0, len(reset))
+		links := make([]*link, 0, len(reset))
 		for _, key := range reset {
-			streams = append(streams, t.links[key].stream)
+			links = append(links, t.links[key])
 		}
-		t.resets += uint64(len(reset))
 		was, waiting, lastError := state, t.pacer.without(), t.lastError
 		state = t.pacer.state()
 		t.mu.Unlock()
@@ -256,11 +260,8 @@ func (t *target) run() {
 		if probe {
 			t.probes.Go(t.probe)
 		}
-		for _, s := range streams {
-			if t.noise.Allow() {
-				t.log.Info("session starts over for a relay target", "session", s.id, "router", s.router.Addr())
-			}
-			s.reset()
+		for _, l := range links {
+			t.again(l)
 		}
 		wait := time.Hour
 		if !next.IsZero() {
@@ -282,6 +283,30 @@ func (t *target) run() {
 			t.probes.Wait()
 			return
 		}
+	}
+}
+
+// again lets a session that was lost start over.
+func (t *target) again(l *link) {
+	s := l.stream
+	what := "session starts over for a relay target"
+	switch s.again(l) {
+	case notYet:
+		t.mu.Lock()
+		t.pacer.postponed(time.Now(), l.key)
+		t.mu.Unlock()
+		t.notify()
+		return
+	case replayed:
+		what = "session is replayed for a relay target"
+	case toReset:
+		t.mu.Lock()
+		t.resets++
+		t.mu.Unlock()
+		s.reset()
+	}
+	if t.noise.Allow() {
+		t.log.Info(what, "session", s.id, "router", s.router.Addr())
 	}
 }
 
@@ -333,9 +358,13 @@ func (t *target) pause(on bool) {
 
 func (t *target) status() Target {
 	var buffered int64
+	replaying := 0
 	for _, l := range t.all() {
 		l.mu.Lock()
-		buffered += l.queue.size
+		buffered += l.queue.size + int64(len(l.step))
+		if l.walking && !l.dead {
+			replaying++
+		}
 		l.mu.Unlock()
 	}
 	t.mu.Lock()
@@ -343,6 +372,6 @@ func (t *target) status() Target {
 	return Target{
 		Address: t.address, State: t.pacer.state(), Since: t.pacer.since, Sessions: t.pacer.connected,
 		Waiting: t.pacer.without(), Buffered: buffered, Bytes: t.bytes.Load(),
-		Cuts: t.cuts, Lost: t.losses, Resets: t.resets, LastError: t.lastError,
+		Cuts: t.cuts, Lost: t.losses, Resets: t.resets, Replays: t.replays, Replaying: replaying, LastError: t.lastError,
 	}
 }
