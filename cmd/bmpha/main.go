@@ -62,7 +62,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			runCommand(), statusCommand(), maintenanceCommand(), configCommand(),
+			runCommand(), statusCommand(), routesCommand(), peersCommand(), maintenanceCommand(), configCommand(),
 			decodeCommand(), verifyCommand(), replayCommand(), demoCommand(), versionCommand(), manCommand(),
 		},
 	}

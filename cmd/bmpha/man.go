@@ -48,7 +48,8 @@ an error; what is wrong is on standard error
 of \fBstatus\fP: standby and healthy
 .TP
 4
-of \fBstatus\fP: something is wrong, named on the screen
+of \fBstatus\fP: something is wrong, named on the screen; of \fBroutes\fP and
+\fBpeers\fP: the collector does not answer
 .TP
 5
 no collector answers on the socket
@@ -61,6 +62,12 @@ of \fBmaintenance\fP: begun, but not seen to happen in time
 .TP
 8
 of \fBverify\fP: faults or differences were found
+.TP
+9
+of \fBroutes\fP and \fBpeers\fP: nothing was found
+.TP
+10
+of \fBroutes\fP and \fBpeers\fP: the collector keeps no table of routes
 
 .SH SIGNALS
 .TP

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -146,8 +147,15 @@ func interspersed(c *cli.Context) (args []string, help bool, err error) {
 			return nil, false, fmt.Errorf("%w (see bmpha %s --help)", err, c.Command.Name)
 		}
 		set.Visit(func(f *flag.Flag) {
-			if setErr := c.Set(f.Name, f.Value.String()); setErr != nil && err == nil {
-				err = fmt.Errorf("--%s: %w", f.Name, setErr)
+			for _, known := range c.Command.Flags {
+				if !slices.Contains(known.Names(), f.Name) {
+					continue
+				}
+				for _, name := range known.Names() { // it may be looked up by any of them
+					if setErr := c.Set(name, f.Value.String()); setErr != nil && err == nil {
+						err = fmt.Errorf("--%s: %w", f.Name, setErr)
+					}
+				}
 			}
 		})
 		if err != nil {

@@ -16,7 +16,6 @@
 //   - What comes from routers, Redis or brokers is shown without control
 //     characters; it cannot steer a terminal.
 //   - A request that is malformed, too large or slow ends itself only.
-//
 //   - The looking glass holds no table for longer than a step of some hundred
 //     routes, and none while it writes; it keeps about a megabyte for each query,
 //     of which there are a few at a time. A client that goes away ends its query.
