@@ -341,6 +341,10 @@ func scenarios() []scenario {
 		{"files-failing", with(files(beside()), func(s *Status) {
 			s.Intake.Files[0].Error = "open /var/log/pmacct/bmp-1.json: permission denied"
 		}), []string{"intake_file"}, ExitDegraded},
+		{"tables-filling", with(tables(active()), func(s *Status) {
+			s.Tables.Used = 3900 << 20
+			s.Routers[1].Table = &RouterRoutes{GivenUp: "no room for more routes"}
+		}), []string{"tables_filling", "table_given_up"}, ExitActive},
 		{"dump-failing", with(active(), func(s *Status) {
 			s.Dump = dumping()
 			s.Dump.LastError, s.Dump.LastErrorAt = "write the dump /var/dumps/192_0_2_1.json: no space left on device", ago(time.Minute)
@@ -360,6 +364,13 @@ func scenarios() []scenario {
 			s.Members[0].Unfit = "\x1b[0m"
 		}), []string{"intake_none", "intake_file", "member_unfit", "spool_error", "sink_error"}, ExitDegraded},
 	}
+}
+
+// tables keeps the routes of all routers.
+func tables(s *Status) *Status {
+	s.Tables = &Tables{Kept: TablesFull, Routes: 11_300_000, AttributeSets: 1_700_000, Used: 1070 << 20, Limit: 4 << 30}
+	s.Routers[0].Table = &RouterRoutes{Routes: 11_300_000, Stale: 12, Bytes: 640 << 20, Repeated: 940_000}
+	return s
 }
 
 // dumping has dumps of tables every quarter of an hour.

@@ -198,6 +198,24 @@ func spoolMetric(kind prometheus.ValueType, name, help string, value func(*Spool
 	})
 }
 
+func tablesGauge(name, help string, value func(*Tables) uint64) metric {
+	return newMetric(prometheus.GaugeValue, "tables_"+name, help, nil, func(s *Status, e emit) {
+		if s.Tables != nil {
+			e(float64(value(s.Tables)))
+		}
+	})
+}
+
+func tableMetric(kind prometheus.ValueType, name, help string, value func(*RouterRoutes) float64) metric {
+	return newMetric(kind, "router_table_"+name, help, []string{"router"}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			if t := s.Routers[i].Table; t != nil {
+				e(value(t), text(s.Routers[i].Identity))
+			}
+		}
+	})
+}
+
 func dumpMetric(kind prometheus.ValueType, name, help string, value func(*Dump) float64) metric {
 	return newMetric(kind, "dump_"+name, help, nil, func(s *Status, e emit) {
 		if s.Dump != nil {
@@ -442,6 +460,15 @@ var metrics = []metric{
 	spoolCounter("recovered_messages_total", "Messages that an earlier process left and that were found at the start.", func(p *Spool) uint64 { return p.Recovered }),
 	spoolCounter("cut_bytes_total", "Bytes that a crash had left unreadable.", func(p *Spool) uint64 { return p.Cut }),
 
+	tablesGauge("routes", "Routes of all routers that are kept.", func(t *Tables) uint64 { return t.Routes }),
+	tablesGauge("attribute_sets", "Distinct sets of path attributes among them.", func(t *Tables) uint64 { return t.AttributeSets }),
+	tablesGauge("used_bytes", "Memory taken for them.", func(t *Tables) uint64 { return t.Used }),
+	tablesGauge("limit_bytes", "Most memory that they may take, 0 for no limit.", func(t *Tables) uint64 { return t.Limit }),
+	tableMetric(prometheus.GaugeValue, "routes", "Routes of the router that are kept.", func(t *RouterRoutes) float64 { return float64(t.Routes) }),
+	tableMetric(prometheus.GaugeValue, "stale_routes", "Those of its session before that it has not said again yet.", func(t *RouterRoutes) float64 { return float64(t.Stale) }),
+	tableMetric(prometheus.GaugeValue, "bytes", "Memory that they take, without attributes, which all routers share.", func(t *RouterRoutes) float64 { return float64(t.Bytes) }),
+	tableMetric(prometheus.CounterValue, "repeated_total", "Routes that it has said again and that were not sent again.", func(t *RouterRoutes) float64 { return float64(t.Repeated) }),
+	tableMetric(prometheus.GaugeValue, "given_up", "1 while its table is given up, for want of memory.", func(t *RouterRoutes) float64 { return bit(t.GivenUp != "") }),
 	dumpCounter("whole_total", "Dumps of routers' tables written, for each of topic and file.", func(d *Dump) uint64 { return d.Whole }),
 	dumpCounter("interrupted_total", "Dumps begun and not ended: another collector took over, or the session ended.", func(d *Dump) uint64 { return d.Interrupted }),
 	dumpCounter("failed_total", "Dumps that failed.", func(d *Dump) uint64 { return d.Failed }),

@@ -54,6 +54,7 @@ func Problems(s *Status, now time.Time) []Problem {
 	d.members()
 	d.hold()
 	d.spool()
+	d.tables()
 	d.dump()
 	d.routers()
 	slices.SortStableFunc(d.found, func(a, b Problem) int { return rank(a.Severity) - rank(b.Severity) })
@@ -384,6 +385,17 @@ func (d *diagnosis) spool() {
 		d.add(Degraded, "spool_error", "the spool in %s fails: %s", p.Dir, p.Error)
 	}
 	d.room("spool", p.Used, p.Limit)
+}
+
+func (d *diagnosis) tables() {
+	if t := d.s.Tables; t != nil && t.Limit > 0 && share(t.Used, t.Limit) >= filling {
+		d.add(Notice, "tables_filling", "the tables of the routers take %s: a router that finds no room is treated as without one", usage(t.Used, t.Limit))
+	}
+	for i := range d.s.Routers {
+		if r := &d.s.Routers[i]; r.Table != nil && r.Table.GivenUp != "" {
+			d.add(Notice, "table_given_up", "the table of router %s is given up until its next session: %s", r.Identity, r.Table.GivenUp)
+		}
+	}
 }
 
 func (d *diagnosis) dump() {

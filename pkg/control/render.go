@@ -464,6 +464,9 @@ func (c *canvas) parts(s *Status, now time.Time) {
 	if s.Spool != nil {
 		c.labelled("spool", s.Spool.words())
 	}
+	if t := s.Tables; t != nil {
+		c.labelled("tables", plural(t.Routes, "route")+", "+usage(t.Used, t.Limit))
+	}
 
 	k := &s.Sink
 	sink := "connected"

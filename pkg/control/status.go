@@ -87,6 +87,8 @@ type Status struct {
 	// Spool is the disk space for what memory has no room for; absent when there
 	// is none.
 	Spool *Spool `json:"spool,omitempty"`
+	// Tables is what is kept of the routers' routes; absent when nothing is.
+	Tables *Tables `json:"tables,omitempty"`
 	// Dump is how the dumps of tables go; absent when there are none.
 	Dump         *Dump     `json:"dump,omitempty"`
 	Redis        Redis     `json:"redis"`
@@ -195,7 +197,36 @@ type Router struct {
 	Records      uint64            `json:"records"`      // encoded
 	Rollbacks    uint64            `json:"rollbacks"`    // times the send cursor went back
 	DecodeErrors uint64            `json:"decode_errors"`
+	// Table is what is kept of its routes; absent when nothing is.
+	Table *RouterRoutes `json:"table,omitempty"`
 }
+
+// RouterRoutes is what is kept of a router's routes.
+type RouterRoutes struct {
+	Routes uint64 `json:"routes"`
+	// Stale are those of the session before that the router has not said again yet.
+	Stale uint64 `json:"stale"`
+	Bytes uint64 `json:"bytes"` // without attributes, which all routers share
+	// Repeated counts routes that it has said again and that were not sent again.
+	Repeated uint64 `json:"repeated"`
+	// GivenUp is why there is no table of it any more; absent when there is one.
+	GivenUp string `json:"given_up,omitempty"`
+}
+
+// Tables is what is kept of the routes of all routers.
+type Tables struct {
+	Kept          string `json:"kept"` // state (no attributes), full
+	Routes        uint64 `json:"routes"`
+	AttributeSets uint64 `json:"attribute_sets"`
+	Used          uint64 `json:"used_bytes"` // with what was released and is kept for use
+	Limit         uint64 `json:"limit_bytes,omitempty"`
+}
+
+// What is kept of routes.
+const (
+	TablesState = "state"
+	TablesFull  = "full"
+)
 
 // A Session is an open TCP connection from a router.
 type Session struct {
