@@ -52,6 +52,7 @@ func Check(c *Config, b *config.Config) []Finding {
 		k.output(o)
 	}
 	k.intake()
+	k.dump()
 	if e, ok := c.nativeHA(); ok {
 		k.find("cluster", e.Key, "pmacct takes part in the election as well, and what it holds back does not reach bmpha",
 			"set "+e.Key+": false")
@@ -266,6 +267,12 @@ func (k *checker) direct(o output, topic Entry, past string) {
 	case o.prefix == msglog.prefix && k.b.Decodes() && k.b.Sink == config.SinkKafka:
 		k.find("kafka.topic", topic.Key, "pmacct and bmpha both write "+o.what+" to Kafka: everything twice",
 			"comment out "+o.prefix+"_kafka_*, or set intake.listen and make pmacct write there")
+	case o.prefix == tableDump.prefix && k.b.Dump.Topic != "" && past != "":
+		k.find("dump.topic", topic.Key, "pmacct and bmpha both write "+o.what+" to Kafka: everything twice",
+			"comment out "+o.prefix+"_kafka_*, or set intake.listen and make pmacct write there")
+	case o.prefix == tableDump.prefix && past != "":
+		k.note("dump", topic.Key, o.what+" go to Kafka from each collector",
+			"set dump.period and dump.topic and comment out "+o.prefix+"_kafka_*, or set intake.listen and make pmacct write there")
 	case past != "":
 		k.note("kafka.brokers", topic.Key, o.what+" go to Kafka from each collector", "set intake.listen and make pmacct write there")
 	}

@@ -281,7 +281,8 @@ func (p *proposer) decode() {
 			p.lose("%s: pmacct goes on writing there, on each collector; bmpha writes to kafka.topic", c.at(e))
 		}
 	}
-	for _, o := range outputs[1:] {
+	p.dump()
+	for _, o := range outputs[2:] {
 		if e, ok := c.toKafka(o); ok {
 			p.lose("%s: %s go on to Kafka from each collector; --mode both or intake makes one of them", c.at(e), o.what)
 		}
@@ -661,7 +662,7 @@ func text(s string) string {
 func (p *proposer) render(probe bool) []byte {
 	var b strings.Builder
 	var at []string // sections that are open
-	order := []string{"process", "cluster", "listen", "relay", "intake", "redis", "hold", "kafka", "output"}
+	order := []string{"process", "cluster", "listen", "relay", "intake", "redis", "hold", "kafka", "output", "dump"}
 	settings := slices.Clone(p.settings)
 	slices.SortStableFunc(settings, func(a, b setting) int {
 		return slices.Index(order, a.path[0]) - slices.Index(order, b.path[0])
