@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"unsafe"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/bmpha/bmpha/pkg/bgp"
 	"github.com/bmpha/bmpha/pkg/bmp"
@@ -22,15 +25,23 @@ type applier struct {
 // Apply takes one whole BMP message, as delimited by bmp.Next, into the table,
 // and calls each, if it is not nil, for every route of it and for an End-of-RIB.
 // arrival is in microseconds since the Unix epoch. Nothing of msg is kept but in
-// copies. A message is read just as package pmacct reads it: what makes no record there changes nothing
-// here. An error says what could not be used; what came before it has been
-// applied. Messages after a Termination are ignored until Open.
+// copies. A message is read just as package pmacct reads it: what makes no record
+// there changes nothing here. An error says what could not be used; what came
+// before it has been applied. Messages after a Termination are ignored until Open.
+//
+// A route that finds no room (ErrTooManyRoutes, ErrStoreFull) is not in the table
+// afterwards, neither as it was before, and is not told to each. The others of
+// its message are. A table that has refused one is not what the router has, and
+// Close gives it up.
 func (t *Table) Apply(msg []byte, arrival int64, each func(*Change)) error {
 	if len(msg) < bmp.HeaderLen {
 		return &bmp.Error{What: "message ends within its header", Offset: len(msg), Section: "RFC 7854 section 4.1"}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.shut {
+		return ErrClosed
+	}
 	if t.closed {
 		return nil
 	}
@@ -43,14 +54,14 @@ func (t *Table) Apply(msg []byte, arrival int64, each func(*Change)) error {
 	case bmp.TypePeerUp:
 		return t.peerUp(msg, arrival)
 	case bmp.TypePeerDown:
-		return t.peerDown(msg)
+		return t.peerDown(msg, arrival)
 	case bmp.TypeStatisticsReport:
 		p, err := bmp.ParsePerPeer(msg)
 		if err != nil {
 			return err
 		}
 		if known := t.peers[IDOf(&p)]; usable(&p) && known != nil && known.up {
-			known.stats = append(known.stats[:0], msg...)
+			known.stats, known.statsAt = append(known.stats[:0], msg...), arrival
 		}
 	case bmp.TypeInitiation:
 		t.initiation = append(t.initiation[:0], msg...)
@@ -103,9 +114,10 @@ func (t *Table) peerUp(msg []byte, arrival int64) error {
 	}
 	t.up++
 	t.progress = arrival
-	p.up, p.down, p.stats = true, nil, nil
+	p.up, p.down, p.stats, p.since = true, nil, nil, arrival
 	p.first = bytes.Clone(msg)
 	p.ups = append(p.ups[:0], p.first)
+	p.resumption.up(&u, false, false)
 	if p.asn != as {
 		p.asn = as
 		t.replace(p)
@@ -136,8 +148,12 @@ func (t *Table) peerUpAgain(p *peer, u *bmp.PeerUp, msg []byte, arrival int64) {
 			same = same || is
 		}
 	}
+	p.resumption.up(u, true, !same)
 	if !same {
 		t.progress = arrival
+		if kind == bmp.AdjRIBInPre {
+			p.since = arrival
+		}
 		for _, r := range p.ribs {
 			if kind == bmp.AdjRIBInPre || r.Kind == kind {
 				t.renew(r)
@@ -159,7 +175,7 @@ func (t *Table) peerUpAgain(p *peer, u *bmp.PeerUp, msg []byte, arrival int64) {
 	}
 }
 
-func (t *Table) peerDown(msg []byte) error {
+func (t *Table) peerDown(msg []byte, arrival int64) error {
 	d, err := bmp.ParsePeerDown(msg)
 	if err != nil {
 		return err
@@ -187,12 +203,12 @@ func (t *Table) peerDown(msg []byte) error {
 		t.detach(p, PeerGone)
 		t.order = slices.DeleteFunc(t.order, func(r *RIB) bool { return r.gone })
 	}
-	p.up, p.first, p.ups, p.stats = false, nil, nil, nil
+	p.up, p.first, p.ups, p.stats, p.resumption = false, nil, nil, nil, resumption{}
 	if len(t.peers) > maxPeers {
 		delete(t.peers, p.id)
 		return nil
 	}
-	p.down = bytes.Clone(msg)
+	p.down, p.since = bytes.Clone(msg), arrival
 	return nil
 }
 
@@ -222,8 +238,11 @@ type update struct {
 	per     bmp.PerPeer
 	each    func(*Change)
 	arrival int64
+	hash    uint64 // of the attributes
+	digest  xxhash.Digest
 	attrs   handle // with a reference, once interned
 	ready   bool
+	refused error // what interning them has met with
 	reach   bgp.MPReach
 	unreach bgp.MPUnreach
 	err     error
@@ -408,25 +427,129 @@ func (w *update) routes(f bgp.Family, nlri []byte, offset int, kind Kind, state 
 		state |= stateTwoOctet
 	}
 	routes := bgp.Routes(nlri, offset, f, addPath, labels)
-	for routes.Next() {
-		p := routes.Prefix()
-		if p.WireBits > maxWireBits[index] {
-			w.fail(&bgp.Error{What: fmt.Sprintf("labels and prefix of %d bits, want at most %d", p.WireBits, maxWireBits[index]), Offset: p.Offset, Section: "RFC 8277 section 2.2"})
-			return
+	var group [together]place
+	for more := true; more; {
+		n := 0
+		var bad error
+		for ; n < len(group) && bad == nil; n++ {
+			if more = routes.Next(); !more {
+				bad = routes.Err()
+				break
+			}
+			p := routes.Prefix()
+			if bad = check(index, p); bad != nil {
+				more = false
+				break
+			}
+			group[n].key, group[n].host = makeKey(ft, p)
+			group[n].labels = p.Labels
 		}
-		if f.SAFI == bgp.SAFIVPN && binary.BigEndian.Uint16(p.RD[:]) > maxRDType {
-			w.fail(&bgp.Error{What: "route distinguisher of an unknown type", Offset: p.Offset, Section: "RFC 4364 section 4.2"})
-			return
+		w.find(ft, group[:n], kind)
+		for i := range group[:n] {
+			if kind == Announced {
+				w.announce(ft, &group[i], state)
+			} else {
+				w.withdraw(ft, &group[i], state)
+			}
 		}
-		if kind == Announced {
-			w.announce(ft, p, state)
+		if bad != nil {
+			w.fail(bad)
+		}
+	}
+}
+
+// check makes sure of a route what pmacct does beside what parsing it does.
+func check(family int, p *bgp.Prefix) error {
+	if p.WireBits > maxWireBits[family] {
+		return &bgp.Error{What: fmt.Sprintf("labels and prefix of %d bits, want at most %d", p.WireBits, maxWireBits[family]), Offset: p.Offset, Section: "RFC 8277 section 2.2"}
+	}
+	if bgp.Families[family].SAFI == bgp.SAFIVPN && binary.BigEndian.Uint16(p.RD[:]) > maxRDType {
+		return &bgp.Error{What: "route distinguisher of an unknown type", Offset: p.Offset, Section: "RFC 4364 section 4.2"}
+	}
+	return nil
+}
+
+// together is how many routes of a message are looked for at once.
+const together = 8
+
+// A place is a route of a message and where it is or belongs in a tree.
+type place struct {
+	key            key
+	host           uint8
+	labels         []byte
+	l              *leaf
+	i              int
+	found          bool
+	changes, shape uint64 // of the tree
+}
+
+// find looks for routes and, before the first is announced, for their attributes. In a large table
+// none of it is near, and each step is the address of the next: the first leaf,
+// entry, attributes that it had; the index, attributes that it gets. So what a
+// step needs is fetched for all of them before any takes it.
+func (w *update) find(f *familyTable, group []place, kind Kind) {
+	t := w.t
+	first := kind == Announced && !w.ready
+	if first {
+		w.hash = xxhash.Sum64(t.apply.attrs)
+		if !t.opts.Hashes {
+			t.store.expect(w.hash)
+		}
+	}
+	for i := range group {
+		p := &group[i]
+		p.changes, p.shape = f.changes, f.shape
+		if p.l = f.leaf(&p.key); p.l != nil {
+			fetch(unsafe.Pointer(p.l), 1)
+			for at := 0; at < fan; at += apart {
+				fetch(unsafe.Pointer(&p.l.keys[at*f.words]), 1)
+			}
+		}
+	}
+	if first && !t.opts.Hashes {
+		t.store.expectSet(w.hash)
+	}
+	for i := range group {
+		p := &group[i]
+		p.i, p.found = 0, false
+		if p.l != nil {
+			if p.i, p.found = f.within(p.l, &p.key); p.found {
+				fetch(unsafe.Pointer(&p.l.vals[p.i]), 1)
+			}
+		}
+	}
+	if first {
+		w.ready = true
+		if t.opts.Hashes {
+			w.digest.Reset()
+			_, _ = w.digest.Write(t.apply.attrs) // never fails
 		} else {
-			w.withdraw(ft, p, state)
+			w.attrs, w.refused = t.store.intern(t.apply.attrs, w.hash)
 		}
 	}
-	if err := routes.Err(); err != nil {
-		w.fail(err)
+	for i := range group {
+		if p := &group[i]; p.found {
+			t.expectOld(&p.l.vals[p.i])
+		}
 	}
+}
+
+// expectOld fetches what the release of a value needs.
+func (t *Table) expectOld(v *value) {
+	if !t.opts.Hashes && v.attrs != 0 {
+		fetch(unsafe.Pointer(t.store.set(v.attrs)), 1)
+	}
+}
+
+// again brings up to date a place that was found before others were changed.
+func (p *place) again(f *familyTable) {
+	switch {
+	case p.shape != f.shape:
+		p.l, p.i, p.found = f.seek(&p.key)
+	case p.changes != f.changes && p.l != nil:
+		p.i, p.found = f.within(p.l, &p.key)
+	}
+	p.changes, p.shape = f.changes, f.shape
 }
 
 func (w *update) fail(err error) { w.err = cmp.Or(w.err, err) }
@@ -469,49 +592,78 @@ func (w *update) endOfRIB(f bgp.Family) {
 	w.each(c)
 }
 
-func (w *update) announce(f *familyTable, p *bgp.Prefix, state uint8) {
+// keep returns what is kept of the attributes and of labels, with a reference.
+func (w *update) keep(labels []byte) (attrs, stack handle, err error) {
+	s := w.t.store
+	if w.t.opts.Hashes {
+		hash := w.hash
+		if len(labels) != 0 {
+			d := w.digest
+			_, _ = d.Write(labels)
+			hash = d.Sum64()
+		}
+		return handle(hash >> 32), handle(hash), nil
+	}
+	if w.refused != nil {
+		return 0, 0, w.refused
+	}
+	if len(labels) != 0 {
+		if stack, err = s.internLabels(labels); err != nil {
+			return 0, 0, err
+		}
+	}
+	if !s.retain(w.attrs) {
+		s.releaseLabels(stack)
+		return 0, 0, ErrStoreFull
+	}
+	return w.attrs, stack, nil
+}
+
+// refuse says why a route is not in the table, and makes sure that it is not.
+func (w *update) refuse(f *familyTable, p *place, err error) {
+	if p.found {
+		if p.l.vals[p.i].gen != w.rib.gen {
+			w.t.progress = w.arrival
+		}
+		w.t.drop(f, p.l, p.i)
+	}
+	w.fail(err)
+}
+
+func (w *update) announce(f *familyTable, p *place, state uint8) {
 	t := w.t
-	if !w.ready {
-		h, err := t.store.intern(t.apply.attrs)
-		if err != nil {
-			w.fail(err)
-			return
-		}
-		w.attrs, w.ready = h, true
-	}
-	var labels handle
-	if len(p.Labels) != 0 {
-		var err error
-		if labels, err = t.store.internLabels(p.Labels); err != nil {
-			w.fail(err)
-			return
-		}
-	}
-	k, host := makeKey(f, p)
-	l, i, found := f.seek(&k)
-	if !found && t.entries >= t.opts.MaxRoutes {
-		t.store.releaseLabels(labels)
+	p.again(f)
+	if !p.found && t.entries >= t.opts.MaxRoutes {
 		w.fail(ErrTooManyRoutes)
 		return
 	}
-	if !t.store.retain(w.attrs) {
-		t.store.releaseLabels(labels)
-		w.fail(errStoreFull)
+	attrs, labels, err := w.keep(p.labels)
+	if err != nil {
+		w.refuse(f, p, err)
 		return
 	}
 	now := value{
-		attrs: w.attrs, labels: labels, sec: w.per.Sec, usec: w.per.Usec, arrival: w.arrival,
-		gen: w.rib.gen, host: host, flags: w.per.Flags, state: state,
+		attrs: attrs, labels: labels, sec: w.per.Sec, usec: w.per.Usec, arrival: w.arrival,
+		gen: w.rib.gen, host: p.host, flags: w.per.Flags, state: state,
+	}
+	var v *value
+	if p.found {
+		v = &p.l.vals[p.i]
+	} else if v = f.insert(&p.key, p.l, p.i); v == nil {
+		t.releaseValue(&now)
+		w.fail(ErrStoreFull)
+		return
 	}
 	c := &t.apply.change
 	if w.each != nil {
 		*c = Change{Kind: Announced}
 		c.Route.RIB = w.rib
-		f.describe(&c.Route, &k, host)
+		f.describe(&c.Route, &p.key, p.host)
 		t.value(&c.Value, f, &now, &t.apply.after)
+		c.Value.Labels = p.labels
 	}
-	if !found {
-		*f.insert(&k, l, i) = now
+	if !p.found {
+		*v = now
 		t.entries++
 		t.routes++
 		if w.each != nil {
@@ -519,11 +671,11 @@ func (w *update) announce(f *familyTable, p *bgp.Prefix, state uint8) {
 		}
 		return
 	}
-	v := &l.vals[i]
 	old := *v
 	if w.each != nil {
 		t.value(&c.Before, f, &old, &t.apply.before)
 		c.Found = !c.Before.Withdrawn
+		c.Resumed = w.peer.resumption.of(w.rib.Kind)
 		c.Same = c.Found && old.attrs == now.attrs && old.labels == now.labels && (old.state^now.state)&stateTwoOctet == 0
 	}
 	w.refreshed(f, &old)
@@ -546,18 +698,17 @@ func (w *update) refreshed(f *familyTable, v *value) {
 	}
 }
 
-func (w *update) withdraw(f *familyTable, p *bgp.Prefix, state uint8) {
+func (w *update) withdraw(f *familyTable, p *place, state uint8) {
 	t := w.t
-	k, host := makeKey(f, p)
-	l, i, found := f.seek(&k)
+	p.again(f)
 	c := &t.apply.change
 	if w.each != nil {
 		*c = Change{Kind: Withdrawn}
 		c.Route.RIB = w.rib
-		f.describe(&c.Route, &k, host)
-		c.Value = Value{Labels: p.Labels, Sec: w.per.Sec, Usec: w.per.Usec, Arrival: w.arrival, Flags: w.per.Flags, TwoOctet: state&stateTwoOctet != 0, Withdrawn: true}
-		if found {
-			t.value(&c.Before, f, &l.vals[i], &t.apply.before)
+		f.describe(&c.Route, &p.key, p.host)
+		c.Value = Value{Labels: p.labels, Sec: w.per.Sec, Usec: w.per.Usec, Arrival: w.arrival, Flags: w.per.Flags, TwoOctet: state&stateTwoOctet != 0, Withdrawn: true}
+		if p.found {
+			t.value(&c.Before, f, &p.l.vals[p.i], &t.apply.before)
 			c.Found = !c.Before.Withdrawn
 		}
 		w.each(c)
@@ -565,23 +716,26 @@ func (w *update) withdraw(f *familyTable, p *bgp.Prefix, state uint8) {
 	var v *value
 	switch {
 	case !t.opts.Withdrawn:
-		if found {
-			if l.vals[i].gen != w.rib.gen {
+		if p.found {
+			if p.l.vals[p.i].gen != w.rib.gen {
 				t.progress = w.arrival
 			}
-			t.drop(f, l, i)
+			t.drop(f, p.l, p.i)
 		}
 		return
-	case !found:
+	case !p.found:
 		if t.entries >= t.opts.MaxRoutes {
 			w.fail(ErrTooManyRoutes)
 			return
 		}
-		v = f.insert(&k, l, i)
+		if v = f.insert(&p.key, p.l, p.i); v == nil {
+			w.fail(ErrStoreFull)
+			return
+		}
 		t.entries++
 		f.withdrawn++
 	default:
-		v = &l.vals[i]
+		v = &p.l.vals[p.i]
 		w.refreshed(f, v)
 		if v.state&stateWithdrawn == 0 {
 			t.routes--
@@ -590,7 +744,7 @@ func (w *update) withdraw(f *familyTable, p *bgp.Prefix, state uint8) {
 		t.releaseValue(v)
 	}
 	*v = value{
-		sec: w.per.Sec, usec: w.per.Usec, arrival: w.arrival, gen: w.rib.gen, host: host,
+		sec: w.per.Sec, usec: w.per.Usec, arrival: w.arrival, gen: w.rib.gen, host: p.host,
 		flags: w.per.Flags, state: state | stateWithdrawn,
 	}
 }
@@ -598,9 +752,17 @@ func (w *update) withdraw(f *familyTable, p *bgp.Prefix, state uint8) {
 // value fills in what v says. A single label is written to buf.
 func (t *Table) value(dst *Value, f *familyTable, v *value, buf *[4]byte) {
 	*dst = Value{
-		Attrs: t.store.bytes(v.attrs), Sec: v.sec, Usec: v.usec, Arrival: v.arrival, Flags: v.flags,
+		Sec: v.sec, Usec: v.usec, Arrival: v.arrival, Flags: v.flags,
 		TwoOctet: v.state&stateTwoOctet != 0, Classic: v.state&stateClassic != 0,
 		Withdrawn: v.state&stateWithdrawn != 0, Stale: v.gen != f.rib.gen,
+	}
+	if t.opts.Hashes {
+		dst.hash, dst.kept = uint64(v.attrs)<<32|uint64(v.labels), allOfIt
+		return
+	}
+	if v.attrs != 0 {
+		s := t.store.set(v.attrs)
+		dst.Attrs, dst.hash, dst.kept = content(unsafe.Pointer(s)), s.hash, attrsAlone
 	}
 	if v.labels != 0 {
 		dst.Labels = t.store.labels(v.labels, buf)

@@ -44,12 +44,16 @@ func (r *Route) appendAddr(b []byte) []byte {
 }
 
 // Hash returns the value hash of the record of v, see package pmacct. Two values
-// are the same news if their hashes are.
+// are the same news if their hashes are. The hash of a value from a table is
+// kept there, unless it has both labels and attributes: those must not be
+// changed, then.
 func (v *Value) Hash() uint64 {
-	if v.Withdrawn {
+	switch {
+	case v.Withdrawn:
 		return xxhash.Sum64(nil)
-	}
-	if len(v.Labels) == 0 {
+	case v.kept == allOfIt, v.kept == attrsAlone && len(v.Labels) == 0:
+		return v.hash
+	case len(v.Labels) == 0:
 		return xxhash.Sum64(v.Attrs)
 	}
 	var d xxhash.Digest
@@ -65,7 +69,13 @@ func (v *Value) Hash() uint64 {
 // the same way it makes an equal route, but for one in the UPDATE's own field
 // of a message that had routes of another family as well: its attributes then
 // told their next hop, which cannot be said without them.
+//
+// An announced route of a table with Options.Hashes has no attributes to make a
+// message of: dst is returned as it is.
 func (r *Route) AppendMessage(dst []byte) []byte {
+	if r.kept == allOfIt && !r.Withdrawn {
+		return dst
+	}
 	start := len(dst)
 	dst = bmp.AppendHeader(dst, bmp.TypeRouteMonitoring)
 	dst = append(dst, r.RIB.Type, r.Flags)

@@ -21,6 +21,7 @@ type model struct {
 	ports     map[modelRIB]uint16 // of the Peer Ups that count
 	seq, life int
 	gone      map[string]int // reports that Tidy owes, and how often
+	med       func(*Value) uint32
 }
 
 type modelPeer struct {
@@ -44,6 +45,7 @@ type modelRoute struct {
 	med       uint32
 	gen       int
 	withdrawn bool
+	at        int64 // if it is withdrawn
 }
 
 func of(r modelRIB) modelPeer { return modelPeer{r.peer, r.kind == bmp.LocRIB} }
@@ -169,18 +171,27 @@ func TestModel(t *testing.T) {
 		seeds = 300
 	}
 	for seed := range seeds {
-		testModel(t, uint64(seed), 2000)
+		testModel(t, uint64(seed), 2000, seed/2%2 == 1)
 		if t.Failed() {
 			return
 		}
 	}
 }
 
-func testModel(t *testing.T, seed uint64, steps int) {
+func testModel(t *testing.T, seed uint64, steps int, bare bool) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	s := speaker{addPath: seed%3 == 1}
-	tab := NewTable(NewStore(), Options{Withdrawn: seed%2 == 1})
-	m := &model{withdrawn: seed%2 == 1, ribs: map[modelRIB]*modelTable{}, up: map[modelPeer]bool{}, ports: map[modelRIB]uint16{}, gone: map[string]int{}}
+	tab := NewTable(NewStore(), Options{Withdrawn: seed%2 == 1, Hashes: bare})
+	// Without attributes the hash of an announcement has to do to tell its MED.
+	meds := map[uint64]uint32{}
+	said := uint32(0)
+	medOf := func(v *Value) uint32 {
+		if bare {
+			return meds[v.Hash()]
+		}
+		return medOf(v.Attrs)
+	}
+	m := &model{med: medOf, withdrawn: seed%2 == 1, ribs: map[modelRIB]*modelTable{}, up: map[modelPeer]bool{}, ports: map[modelRIB]uint16{}, gone: map[string]int{}}
 	space := 1 + rng.IntN(2000)
 	pick := func(family int) nlri {
 		n := nlri{family: family}
@@ -207,8 +218,14 @@ func testModel(t *testing.T, seed uint64, steps int) {
 		if c.Kind == Marker {
 			return
 		}
+		if bare && (c.Attrs != nil || c.Before.Attrs != nil || c.Before.Labels != nil) {
+			t.Errorf("seed %d: attributes were kept", seed)
+		}
+		if c.Kind == Announced {
+			meds[c.Value.Hash()] = said
+		}
 		if c.Kind != Announced && c.Kind != Withdrawn {
-			r := report(c.Kind, ribOf(c.Route.RIB), routeOf(&c.Route), medOf(c.Before.Attrs))
+			r := report(c.Kind, ribOf(c.Route.RIB), routeOf(&c.Route), medOf(&c.Before))
 			if m.gone[r]--; m.gone[r] < 0 && c.Kind != Swept { // the model follows in sweep
 				t.Errorf("seed %d: unexpected %s", seed, r)
 			} else if m.gone[r] == 0 {
@@ -217,7 +234,7 @@ func testModel(t *testing.T, seed uint64, steps int) {
 			return
 		}
 		changes = append(changes, fmt.Sprintf("%v %v found %v before %d stale %v now %d same %v", c.Kind, routeOf(&c.Route), c.Found,
-			medOf(c.Before.Attrs), c.Before.Stale, medOf(c.Attrs), c.Same))
+			medOf(&c.Before), c.Before.Stale, medOf(&c.Value), c.Same))
 	}
 	// A walk in steps, and what was there all along.
 	var walk Walk
@@ -277,6 +294,18 @@ func testModel(t *testing.T, seed uint64, steps int) {
 			}
 		}
 	}
+	// What is forgotten in steps is all that was withdrawn before.
+	forget := func(before int64) {
+		for tab.ForgetWithdrawn(before, 1+rng.IntN(500)) {
+		}
+		for _, mt := range m.ribs {
+			for k, r := range mt.routes {
+				if r.withdrawn && r.at < before {
+					delete(mt.routes, k)
+				}
+			}
+		}
+	}
 	for step := range steps {
 		now++
 		id := modelRIB{rng.IntN(3), bmp.RIB(rng.IntN(5))}
@@ -289,6 +318,7 @@ func testModel(t *testing.T, seed uint64, steps int) {
 			}
 			var msg []byte
 			med, label := 1+rng.Uint32N(4), 16+rng.Uint32N(2)
+			said = med
 			announce := rng.IntN(3) > 0
 			if announce {
 				msg = s.announce(id.peer, id.kind, med, label, rng.IntN(2) == 0, routes...)
@@ -331,7 +361,7 @@ func testModel(t *testing.T, seed uint64, steps int) {
 					}
 					mt.routes[n] = modelRoute{med: med, gen: mt.gen}
 				} else if m.withdrawn {
-					mt.routes[n] = modelRoute{gen: mt.gen, withdrawn: true}
+					mt.routes[n] = modelRoute{gen: mt.gen, withdrawn: true, at: now}
 				} else {
 					delete(mt.routes, n)
 				}
@@ -388,6 +418,8 @@ func testModel(t *testing.T, seed uint64, steps int) {
 			clear(m.up)
 		case op < 960:
 			sweep(1 + rng.IntN(300))
+		case op < 965:
+			forget(now - rng.Int64N(200))
 		default:
 			if !walking {
 				walk = Walk{ByPrefix: rng.IntN(2) == 0}
@@ -421,6 +453,10 @@ func testModel(t *testing.T, seed uint64, steps int) {
 		t.Errorf("seed %d: %d routes went without a report", seed, len(m.gone))
 	}
 	m.compare(t, seed, tab, rng)
+	if seed%3 == 0 {
+		for tab.Close(100) {
+		}
+	}
 	tab.Clear()
 	for tab.Tidy(100, nil) {
 	}
@@ -450,7 +486,7 @@ func (m *model) compare(t *testing.T, seed uint64, tab *Table, rng *rand.Rand) {
 		w := Walk{ByPrefix: by, Withdrawn: true}
 		for tab.Walk(&w, 50, func(r *Route) {
 			n := routeOf(r)
-			got[fmt.Sprint(ribOf(r.RIB), n)] = fmt.Sprint(medOf(r.Attrs), r.Withdrawn, r.Stale)
+			got[fmt.Sprint(ribOf(r.RIB), n)] = fmt.Sprint(m.med(&r.Value), r.Withdrawn, r.Stale)
 			if by && (last.family > n.family || last.family == n.family && (last.rd > n.rd ||
 				last.rd == n.rd && last.prefix.IsValid() && comparePrefix(last.prefix, n.prefix) > 0)) {
 				t.Errorf("%v after %v", n, last)
@@ -470,6 +506,24 @@ func (m *model) compare(t *testing.T, seed uint64, tab *Table, rng *rand.Rand) {
 	}
 	if tab.Routes() != count {
 		t.Errorf("seed %d: Routes %d, want %d", seed, tab.Routes(), count)
+	}
+	sum := Summary{Up: len(m.up), RIBs: tab.Summary().RIBs, Routes: count, Pending: tab.Pending(), Bytes: tab.Bytes(), Settled: true}
+	for _, mt := range m.ribs {
+		for f := range bgp.Families {
+			sum.Stale += m.stale(mt, f)
+		}
+	}
+	for _, p := range tab.Peers() {
+		sum.Peers++
+		for _, r := range p.RIBs {
+			for _, f := range r.Families {
+				sum.Withdrawn += f.Withdrawn
+				sum.Settled = sum.Settled && f.State > Dump
+			}
+		}
+	}
+	if got := tab.Summary(); got != sum {
+		t.Errorf("seed %d: %+v, want %+v", seed, got, sum)
 	}
 	if len(ids) == 0 {
 		return

@@ -32,8 +32,9 @@ type memory struct {
 	rest   [2 * maxWords][]byte         // of the class's last chunk
 	region []byte                       // what is left of the last region
 	all    *[][]byte                    // the regions
-	used   atomic.Int64                 // bytes of nodes in use
-	taken  atomic.Int64                 // bytes of chunks
+	used   atomic.Int64                 // bytes of nodes and sets in use
+	taken  atomic.Int64                 // bytes of chunks and indexes
+	limit  atomic.Int64                 // of taken; 0 is none
 }
 
 func newMemory() *memory {
@@ -46,9 +47,21 @@ func newMemory() *memory {
 	return m
 }
 
-// chunk returns zeroed memory of n bytes, aligned for anything; regions are made
-// of whole chunks. The caller holds m.mu.
+// charge counts n bytes and reports whether they are within the limit.
+func (m *memory) charge(n int) bool {
+	if taken, limit := m.taken.Add(int64(n)), m.limit.Load(); limit > 0 && taken > limit {
+		m.taken.Add(-int64(n))
+		return false
+	}
+	return true
+}
+
+// chunk returns zeroed memory of n bytes, aligned for anything, nil if the limit
+// is reached; regions are made of whole chunks. The caller holds m.mu.
 func (m *memory) chunk(n int) []byte {
+	if !m.charge(n) {
+		return nil
+	}
 	if len(m.region) < n {
 		size, huge := regionSize, len(*m.all) >= small
 		if huge {
@@ -60,7 +73,6 @@ func (m *memory) chunk(n int) []byte {
 	}
 	c := m.region[:n:n]
 	m.region = m.region[n:]
-	m.taken.Add(int64(n))
 	return c
 }
 
@@ -71,18 +83,24 @@ func (m *memory) grab(n int) []byte {
 	return m.chunk(n)
 }
 
-// node returns a node of a class and size, with whatever is in it.
+// node returns a node of a class and size, with whatever is in it, nil if the
+// limit is reached.
 func (m *memory) node(class, size int) unsafe.Pointer {
-	m.used.Add(int64(size))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.free[class]; p != nil {
+		m.used.Add(int64(size))
 		m.free[class] = *(*unsafe.Pointer)(p)
 		return p
 	}
 	if len(m.rest[class]) < size {
-		m.rest[class] = m.chunk(chunkSize)
+		c := m.chunk(chunkSize)
+		if c == nil {
+			return nil
+		}
+		m.rest[class] = c
 	}
+	m.used.Add(int64(size))
 	p := unsafe.Pointer(&m.rest[class][0])
 	m.rest[class] = m.rest[class][size:]
 	return p

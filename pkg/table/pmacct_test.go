@@ -1,8 +1,10 @@
 package table_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/bmpha/bmpha/pkg/bgp"
@@ -17,6 +19,7 @@ import (
 type pair struct {
 	tab     *Table
 	store   *Store
+	bare    *Table // with hashes instead of attributes
 	session *pmacct.Session
 	batch   record.Batch
 	now     int64
@@ -28,15 +31,62 @@ func newPair(t testing.TB, maxRoutes int) *pair {
 		t.Fatal(err)
 	}
 	store := NewStore()
-	return &pair{tab: NewTable(store, Options{MaxRoutes: maxRoutes}), store: store, session: enc.Session(pmacct.Identity{Router: "r1"})}
+	return &pair{tab: NewTable(store, Options{MaxRoutes: maxRoutes}), store: store,
+		bare: NewTable(store, Options{MaxRoutes: maxRoutes, Hashes: true}), session: enc.Session(pmacct.Identity{Router: "r1"})}
 }
 
 type hashes struct{ key, value uint64 }
 
+// A change is what a Change says, attributes and labels by their hash.
+type change struct {
+	kind          Kind
+	rib           PeerID
+	key           uint64
+	value, before uint64
+	found, same   bool
+	now, was      Value
+}
+
+func changeOf(c *Change) change {
+	d := change{kind: c.Kind, rib: c.RIB.Peer, found: c.Found, same: c.Same, now: bare(&c.Value), was: bare(&c.Before)}
+	if c.Kind != Marker {
+		d.key, d.value, d.before = c.KeyHash(""), c.Value.Hash(), c.Before.Hash()
+	}
+	return d
+}
+
+// bare returns what a value says beside attributes and labels.
+func bare(v *Value) Value {
+	return Value{
+		Sec: v.Sec, Usec: v.Usec, Arrival: v.Arrival, Flags: v.Flags, TwoOctet: v.TwoOctet, Classic: v.Classic,
+		Withdrawn: v.Withdrawn, Stale: v.Stale,
+	}
+}
+
+// both applies a message to the tables with and without attributes, which must
+// tell the same.
+func (p *pair) both(t testing.TB, msg []byte, each func(*Change)) error {
+	var full, hashed []change
+	err := p.tab.Apply(msg, p.now, func(c *Change) {
+		full = append(full, changeOf(c))
+		each(c)
+	})
+	bareErr := p.bare.Apply(msg, p.now, func(c *Change) {
+		hashed = append(hashed, changeOf(c))
+		if c.Attrs != nil || c.Before.Attrs != nil {
+			t.Error("attributes in a table of hashes")
+		}
+	})
+	if !reflect.DeepEqual(full, hashed) || fmt.Sprint(err) != fmt.Sprint(bareErr) {
+		t.Fatalf("%x:\nwith attributes:\n%+v %v\nwith hashes:\n%+v %v", msg, full, err, hashed, bareErr)
+	}
+	return err
+}
+
 func (p *pair) message(t testing.TB, msg []byte) {
 	p.now++
 	var ours []hashes
-	err := p.tab.Apply(msg, p.now, func(c *Change) {
+	err := p.both(t, msg, func(c *Change) {
 		if c.Kind != Marker {
 			ours = append(ours, hashes{c.KeyHash("r1"), c.Value.Hash()})
 			if c.Kind == Announced && c.Found && c.Same != (c.Value.Hash() == c.Before.Hash() && c.Value.TwoOctet == c.Before.TwoOctet) {
@@ -185,8 +235,11 @@ func FuzzApply(f *testing.F) {
 		each(b, func(msg []byte) { p.message(t, msg) })
 		p.again(t)
 		p.tab.Open(p.now)
-		each(b, func(msg []byte) { _ = p.tab.Apply(msg, p.now, nil) })
+		p.bare.Open(p.now)
+		each(b, func(msg []byte) { _ = p.both(t, msg, func(*Change) {}) })
 		p.tab.Settle(p.now)
+		for p.bare.Close(3) {
+		}
 		for p.tab.Tidy(3, func(*Change) {}) {
 		}
 		var w Walk

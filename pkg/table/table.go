@@ -51,6 +51,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"unsafe"
 
 	"github.com/bmpha/bmpha/pkg/bgp"
 	"github.com/bmpha/bmpha/pkg/bmp"
@@ -59,8 +60,13 @@ import (
 // Options say what a table keeps.
 type Options struct {
 	// Withdrawn keeps routes that were withdrawn, with the time and without
-	// attributes, until Forget or a sweep.
+	// attributes, until ForgetWithdrawn or a sweep.
 	Withdrawn bool
+	// Hashes keeps of each route's attributes and labels nothing but the value
+	// hash. Same and Value.Hash are as without. Attrs is always nil, and so are
+	// the Labels of what was kept; there is nothing to make messages of
+	// (AppendMessage).
+	Hashes bool
 	// MaxRoutes bounds the table, withdrawn routes included; 0 means
 	// DefaultMaxRoutes. A route above it is not kept, and Apply says so.
 	MaxRoutes int
@@ -115,7 +121,11 @@ type peer struct {
 	ups       [][]byte // Peer Ups of its BGP session as received, by RIB and OPENs
 	stats     []byte   // the last Statistics Report
 	down      []byte   // the last Peer Down, while down
+	since     int64    // arrival of the Peer Up or Peer Down
+	statsAt   int64
 	ribs      []*RIB
+
+	resumption resumption
 }
 
 // A RIB is one table of one peer: what all its routes have in common. It never
@@ -172,6 +182,7 @@ type Table struct {
 
 	mu         sync.RWMutex
 	closed     bool // by a Termination
+	shut       bool // by Close
 	initiation []byte
 	peers      map[PeerID]*peer
 	up         int // peers that are
@@ -185,6 +196,7 @@ type Table struct {
 	sweeps     []*familyTable // in EndOfRIB
 	detached   []detached     // to be released
 	pending    int            // entries of detached
+	forget     position       // of ForgetWithdrawn
 
 	apply applier
 }
@@ -250,7 +262,19 @@ type Value struct {
 	Classic   bool   // announced in the UPDATE's own field, not in MP_REACH_NLRI
 	Withdrawn bool   // withdrawn, and kept because Options says so
 	Stale     bool   // of a generation before, and not mentioned in this one
+
+	hash uint64 // as kept tells
+	kept hashed
 }
+
+// hashed tells what the hash of a value is of.
+type hashed uint8
+
+const (
+	unhashed   hashed = iota
+	attrsAlone        // of Attrs, which are there
+	allOfIt           // of attributes and labels, which are not
+)
 
 // A Change is what happened to a route. It is valid during the callback.
 type Change struct {
@@ -263,6 +287,9 @@ type Change struct {
 	// Same means that the announcement said nothing new: attributes and labels
 	// are those of the route that was found.
 	Same bool
+	// Resumed means, of an announcement, that the BGP session it came over is the
+	// one of the router's session before, by its Peer Up: see Resumed.
+	Resumed bool
 }
 
 // Open begins a session of the router at a time of arrival. All peers are down,
@@ -272,12 +299,18 @@ type Change struct {
 func (t *Table) Open(arrival int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.shut {
+		return
+	}
 	t.closed = false
 	t.initiation = t.initiation[:0]
 	t.progress = arrival
 	t.up = 0
 	for id, p := range t.peers {
-		p.up, p.down, p.first, p.ups, p.stats = false, nil, nil, nil, nil
+		if p.up {
+			p.resumption.begin(p.ups)
+		}
+		p.up, p.down, p.first, p.ups, p.stats, p.since = false, nil, nil, nil, nil, 0
 		if len(p.ribs) == 0 {
 			delete(t.peers, id)
 		}
@@ -303,6 +336,10 @@ func (t *Table) renew(r *RIB) {
 func (t *Table) Clear() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.clear()
+}
+
+func (t *Table) clear() {
 	for _, r := range t.order {
 		for i := range r.families {
 			t.detachFamily(r, i, SessionGone)
@@ -314,6 +351,21 @@ func (t *Table) Clear() {
 	t.order, t.last = t.order[:0], nil
 	t.up = 0
 	t.initiation = t.initiation[:0]
+}
+
+// Close gives the table up: it is empty from the first call on and stays so
+// (ErrClosed), and nothing more is reported, neither its routes nor those that
+// Tidy owed. Each call releases about n routes, and it is to be called until
+// there are no more: then the store has all of the table's memory again for
+// others. Until then it lacks it, also if the table itself is garbage.
+func (t *Table) Close(n int) (more bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.shut {
+		t.clear()
+		t.shut = true
+	}
+	return t.tidy(n, nil)
 }
 
 // detach takes the routes of p out of the table, in constant time for each RIB
@@ -406,6 +458,10 @@ func (t *Table) ended(f *familyTable) {
 func (t *Table) Pending() int {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
+	return t.owed()
+}
+
+func (t *Table) owed() int {
 	n := t.pending
 	for _, f := range t.sweeps {
 		n += f.stale
@@ -421,6 +477,13 @@ func (t *Table) Pending() int {
 func (t *Table) Tidy(n int, each func(*Change)) (more bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.shut {
+		each = nil
+	}
+	return t.tidy(n, each)
+}
+
+func (t *Table) tidy(n int, each func(*Change)) (more bool) {
 	for n > 0 && len(t.detached) > 0 {
 		d := &t.detached[0]
 		n -= t.releaseLeaf(d.f, d.kind, each)
@@ -446,6 +509,10 @@ func (t *Table) releaseLeaf(f *familyTable, kind Kind, each func(*Change)) int {
 	l := f.first
 	n := l.n
 	for i := range l.vals[:n] {
+		t.expectOld(&l.vals[i])
+	}
+	fetch(unsafe.Pointer(l.next), 1+fan*int(unsafe.Sizeof(value{}))/line)
+	for i := range l.vals[:n] {
 		v := &l.vals[i]
 		if each != nil && v.state&stateWithdrawn == 0 {
 			t.report(f, l, i, kind, each)
@@ -458,6 +525,9 @@ func (t *Table) releaseLeaf(f *familyTable, kind Kind, each func(*Change)) int {
 }
 
 func (t *Table) releaseValue(v *value) {
+	if t.opts.Hashes {
+		return
+	}
 	t.store.release(v.attrs)
 	t.store.releaseLabels(v.labels)
 }
@@ -554,6 +624,10 @@ func (t *Table) Routes() int {
 func (t *Table) Bytes() int64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
+	return t.bytes()
+}
+
+func (t *Table) bytes() int64 {
 	var n int64
 	for _, r := range t.order {
 		for _, f := range r.families {
@@ -568,8 +642,44 @@ func (t *Table) Bytes() int64 {
 	return n
 }
 
-// Errors of Apply, besides those of the decoders.
+// ForgetWithdrawn releases routes that are only kept because Options.Withdrawn
+// says so and were withdrawn before a time of arrival. It looks at up to about n
+// routes, from where it was the last time, and reports whether there are more
+// until it has been through the table once.
+func (t *Table) ForgetWithdrawn(before int64, n int) (more bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at, _ := slices.BinarySearchFunc(t.order, t.forget.seq, compareSeq)
+	for ; at < len(t.order); at++ {
+		r := t.order[at]
+		t.forget.enter(r)
+		for ; t.forget.family < len(bgp.Families); t.forget.nextFamily() {
+			f := r.families[t.forget.family]
+			if f == nil || f.withdrawn == 0 {
+				continue
+			}
+			it := iterator{f: f}
+			for ok := it.seek(&Walk{}, &t.forget.key); ok; n-- {
+				if n <= 0 {
+					t.forget.key = it.key
+					return true
+				}
+				if v := &it.l.vals[it.i]; v.state&stateWithdrawn != 0 && v.arrival < before {
+					t.drop(f, it.l, it.i)
+					ok = it.seek(&Walk{}, &it.key)
+				} else {
+					ok = it.next(&Walk{})
+				}
+			}
+		}
+	}
+	t.forget = position{}
+	return false
+}
+
+// Errors of Apply, besides ErrStoreFull and those of the decoders.
 var (
+	ErrClosed          = errors.New("the table was given up")
 	ErrNoPeerUp        = errors.New("no Peer Up for this peer")
 	ErrLocRIBAddress   = errors.New("Loc-RIB peer with an address (RFC 9069 section 4.1)")
 	ErrLabelledAddPath = errors.New("labelled routes with path identifiers")

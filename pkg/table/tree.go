@@ -33,18 +33,25 @@ const (
 const fan = 64
 
 // The nodes of a tree end with as many keys as it takes words for them: memory
-// behind that is not theirs.
+// behind that is not theirs. What is looked at together lies in as few cache
+// lines as possible; nodes begin with one.
 type leaf struct {
 	next, prev *leaf
 	n          int
+	_          [line - 24]byte
 	vals       [fan]value
 	keys       [fan * maxWords]uint64
 }
 
+// line is the length of a cache line.
+const line = 64
+
 type inner struct {
-	n    int
-	kids [fan]unsafe.Pointer
-	keys [fan * maxWords]uint64 // of kids[i] the lowest possible, without meaning for the first
+	n int
+	_ [line - 8]byte
+	// entries are the children, each the lowest key that it can have, which is
+	// without meaning for the first, and a pointer.
+	entries [fan * (maxWords + 1)]uint64
 }
 
 // A tree is a B+ tree of routes in order. The zero value but for mem and words
@@ -58,19 +65,26 @@ type tree struct {
 	n      int // entries
 	leaves int
 	inners int
+	// What was found stays where it is as long as changes does, and in its leaf
+	// as long as shape does.
+	changes, shape uint64
 }
 
 func leafSize(words int) int  { return int(unsafe.Offsetof(leaf{}.keys)) + 8*fan*words }
-func innerSize(words int) int { return int(unsafe.Offsetof(inner{}.keys)) + 8*fan*words }
+func innerSize(words int) int { return int(unsafe.Offsetof(inner{}.entries)) + 8*fan*(words+1) }
 
 // bytes returns the memory of the nodes of t.
 func (t *tree) bytes() int64 {
 	return int64(t.leaves)*int64(leafSize(t.words)) + int64(t.inners)*int64(innerSize(t.words))
 }
 
+// newLeaf returns nil if there is no room.
 func (t *tree) newLeaf() *leaf {
-	t.leaves++
 	l := (*leaf)(t.mem.node(t.words-1, leafSize(t.words)))
+	if l == nil {
+		return nil
+	}
+	t.leaves++
 	l.next, l.prev, l.n = nil, nil, 0
 	return l
 }
@@ -80,9 +94,13 @@ func (t *tree) freeLeaf(l *leaf) {
 	t.mem.put(t.words-1, leafSize(t.words), unsafe.Pointer(l))
 }
 
+// newInner returns nil if there is no room.
 func (t *tree) newInner() *inner {
-	t.inners++
 	n := (*inner)(t.mem.node(maxWords+t.words-1, innerSize(t.words)))
+	if n == nil {
+		return nil
+	}
+	t.inners++
 	n.n = 0
 	return n
 }
@@ -102,6 +120,16 @@ func less(a []uint64, k *key) bool {
 	return false
 }
 
+// above reports whether the key at a is above k.
+func above(a []uint64, k *key) bool {
+	for i, w := range a {
+		if w != k[i] {
+			return w > k[i]
+		}
+	}
+	return false
+}
+
 func equal(a []uint64, k *key) bool {
 	for i, w := range a {
 		if w != k[i] {
@@ -111,59 +139,96 @@ func equal(a []uint64, k *key) bool {
 	return true
 }
 
-// lower returns how many of the keys from index lo to n are below k, plus lo.
-// Keys of one word are first compared a cache line apart: the lines are then
-// fetched all at once, where a binary search would wait for one after the other.
-func lower(keys *[fan * maxWords]uint64, lo, n, words int, k *key) int {
-	if words == 1 {
-		const line = 8
+// apart is how far the keys are from each other that are compared first: their
+// cache lines are then fetched all at once, where a binary search would wait for
+// one after the other.
+const apart = 8
+
+// lower returns how many of the n keys of l are below k.
+func (t *tree) lower(l *leaf, k *key) int {
+	n, i := l.n, 0
+	if t.words == 1 {
 		k := k[0]
-		i := 0
-		for at := line; at < n; at += line {
-			if keys[at&(fan-1)] < k {
+		for at := apart; at < n; at += apart {
+			if l.keys[at&(fan-1)] < k {
 				i = at
 			}
 		}
-		i = max(i, lo)
-		for i < n && keys[i&(fan-1)] < k {
+		for i < n && l.keys[i&(fan-1)] < k {
 			i++
 		}
 		return i
 	}
-	for lo < n {
-		m := int(uint(lo+n) >> 1)
-		if less(keys[m*words:(m+1)*words], k) {
-			lo = m + 1
-		} else {
-			n = m
+	w := t.words
+	for at := apart; at < n; at += apart {
+		if less(l.keys[at*w:(at+1)*w], k) {
+			i = at
 		}
 	}
-	return lo
+	for i < n && less(l.keys[i*w:(i+1)*w], k) {
+		i++
+	}
+	return i
 }
 
-// child returns the index of the child of n that k belongs to.
+// child returns the index of the child of n that k belongs to: the last whose key
+// is not above k.
 func (t *tree) child(n *inner, k *key) int {
-	i := lower(&n.keys, 1, n.n, t.words, k)
-	if i < n.n && equal(n.keys[i*t.words:(i+1)*t.words], k) {
+	i := 0
+	if t.words == 1 {
+		k := k[0]
+		for at := apart; at < n.n; at += apart {
+			if n.entries[2*at&(2*fan-1)] <= k {
+				i = at
+			}
+		}
+		for i+1 < n.n && n.entries[2*(i+1)&(2*fan-1)] <= k {
+			i++
+		}
 		return i
 	}
-	return i - 1
+	w := t.words
+	for at := apart; at < n.n; at += apart {
+		if !above(n.entries[at*(w+1):][:w], k) {
+			i = at
+		}
+	}
+	for i+1 < n.n && !above(n.entries[(i+1)*(w+1):][:w], k) {
+		i++
+	}
+	return i
+}
+
+// kid returns where the pointer to child i of n is.
+func (n *inner) kid(i, w int) *unsafe.Pointer {
+	return (*unsafe.Pointer)(unsafe.Pointer(&n.entries[i*(w+1)+w]))
 }
 
 // seek returns the place of the first entry that is not below k; l is nil if
 // the tree is empty, and i may be l.n. Found tells whether it is k itself.
 func (t *tree) seek(k *key) (l *leaf, i int, found bool) {
-	p := t.root
-	if p == nil {
+	l = t.leaf(k)
+	if l == nil {
 		return nil, 0, false
 	}
+	i, found = t.within(l, k)
+	return l, i, found
+}
+
+// leaf returns the leaf that k belongs to, nil if the tree is empty.
+func (t *tree) leaf(k *key) *leaf {
+	p := t.root
 	for range t.height {
 		n := (*inner)(p)
-		p = n.kids[t.child(n, k)]
+		p = *n.kid(t.child(n, k), t.words)
 	}
-	l = (*leaf)(p)
-	i = lower(&l.keys, 0, l.n, t.words, k)
-	return l, i, i < l.n && equal(l.keys[i*t.words:(i+1)*t.words], k)
+	return (*leaf)(p)
+}
+
+// within is seek in the leaf that k belongs to.
+func (t *tree) within(l *leaf, k *key) (i int, found bool) {
+	i = t.lower(l, k)
+	return i, i < l.n && equal(l.keys[i*t.words:(i+1)*t.words], k)
 }
 
 // key copies the key of an entry.
@@ -188,22 +253,27 @@ func (t *tree) path(k *key, steps *[maxHeight]step) *leaf {
 		n := (*inner)(p)
 		i := t.child(n, k)
 		steps[d] = step{n, i}
-		p = n.kids[i]
+		p = *n.kid(i, t.words)
 	}
 	return (*leaf)(p)
 }
 
 // insert makes an entry for k, which seek did not find but gave l and i for,
-// and returns its value.
+// and returns its value; nil, and nothing has changed, if there is no room.
 func (t *tree) insert(k *key, l *leaf, i int) *value {
-	t.n++
 	if l == nil {
-		l = t.newLeaf()
+		if l = t.newLeaf(); l == nil {
+			return nil
+		}
 		t.root, t.first = unsafe.Pointer(l), l
+		t.shape++
+	} else if l.n == fan {
+		if l, i = t.split(k, l, i); l == nil {
+			return nil
+		}
 	}
-	if l.n == fan {
-		l, i = t.split(k, l, i)
-	}
+	t.n++
+	t.changes++
 	w := t.words
 	copy(l.keys[(i+1)*w:(l.n+1)*w], l.keys[i*w:l.n*w])
 	copy(l.vals[i+1:l.n+1], l.vals[i:l.n])
@@ -212,13 +282,61 @@ func (t *tree) insert(k *key, l *leaf, i int) *value {
 	return &l.vals[i]
 }
 
-// split makes room in a full leaf and returns where k goes now. A leaf that
-// grows at its end is left full: prefixes often come in order.
+// fresh are the inner nodes that a split takes, had before it changes anything.
+type fresh struct {
+	nodes [maxHeight + 1]*inner
+	n     int
+}
+
+func (f *fresh) take() *inner {
+	f.n--
+	return f.nodes[f.n]
+}
+
+// reserve gets a node for each full one on a path from below, and one for a new
+// root if all are.
+func (t *tree) reserve(steps *[maxHeight]step, f *fresh) bool {
+	need := 1
+	for d := t.height - 1; d >= 0; d-- {
+		if steps[d].n.n < fan {
+			need--
+			break
+		}
+		need++
+	}
+	for f.n < need {
+		n := t.newInner()
+		if n == nil {
+			for f.n > 0 {
+				t.freeInner(f.take())
+			}
+			return false
+		}
+		f.nodes[f.n] = n
+		f.n++
+	}
+	return true
+}
+
+// split makes room in a full leaf and returns where k goes now, nil if there is
+// no memory for it. A leaf that grows at its end is left full: prefixes often
+// come in order.
 func (t *tree) split(k *key, l *leaf, i int) (*leaf, int) {
 	var steps [maxHeight]step
 	t.path(k, &steps)
 	w := t.words
+	var f fresh
+	if !t.reserve(&steps, &f) {
+		return nil, 0
+	}
 	r := t.newLeaf()
+	if r == nil {
+		for f.n > 0 {
+			t.freeInner(f.take())
+		}
+		return nil, 0
+	}
+	t.shape++
 	r.next, r.prev = l.next, l
 	if l.next != nil {
 		l.next.prev = r
@@ -238,7 +356,7 @@ func (t *tree) split(k *key, l *leaf, i int) (*leaf, int) {
 	} else {
 		low = t.key(r, 0)
 	}
-	t.addChild(&steps, t.height-1, &low, unsafe.Pointer(r))
+	t.addChild(&steps, t.height-1, &low, unsafe.Pointer(r), &f)
 	if i > mid || i == fan {
 		return r, i - mid
 	}
@@ -247,7 +365,7 @@ func (t *tree) split(k *key, l *leaf, i int) (*leaf, int) {
 
 // addChild enters a node that was split off to the right of the child at depth
 // d of a path.
-func (t *tree) addChild(steps *[maxHeight]step, d int, low *key, right unsafe.Pointer) {
+func (t *tree) addChild(steps *[maxHeight]step, d int, low *key, right unsafe.Pointer, f *fresh) {
 	w := t.words
 	for ; d >= 0; d-- {
 		n, i := steps[d].n, steps[d].i+1
@@ -259,12 +377,11 @@ func (t *tree) addChild(steps *[maxHeight]step, d int, low *key, right unsafe.Po
 		if i == fan {
 			mid = fan - 1
 		}
-		r := t.newInner()
+		r := f.take()
 		r.n = fan - mid
-		copy(r.kids[:r.n], n.kids[mid:])
-		copy(r.keys[:r.n*w], n.keys[mid*w:fan*w])
+		copy(r.entries[:r.n*(w+1)], n.entries[mid*(w+1):fan*(w+1)])
 		n.n = mid
-		up := *(*key)(r.keys[:maxWords]) // words beyond w are not looked at
+		up := *(*key)(r.entries[:maxWords]) // words beyond w are not looked at
 		if i > mid {
 			r.add(i-mid, w, low, right)
 		} else {
@@ -272,25 +389,25 @@ func (t *tree) addChild(steps *[maxHeight]step, d int, low *key, right unsafe.Po
 		}
 		low, right = &up, unsafe.Pointer(r)
 	}
-	root := t.newInner()
+	root := f.take()
 	root.n = 2
-	root.kids[0], root.kids[1] = t.root, right
-	copy(root.keys[w:2*w], low[:w])
+	*root.kid(0, w), *root.kid(1, w) = t.root, right
+	copy(root.entries[w+1:], low[:w])
 	t.root = unsafe.Pointer(root)
 	t.height++
 }
 
 func (n *inner) add(i, w int, low *key, kid unsafe.Pointer) {
-	copy(n.kids[i+1:n.n+1], n.kids[i:n.n])
-	copy(n.keys[(i+1)*w:(n.n+1)*w], n.keys[i*w:n.n*w])
-	n.kids[i] = kid
-	copy(n.keys[i*w:(i+1)*w], low[:w])
+	e := w + 1
+	copy(n.entries[(i+1)*e:(n.n+1)*e], n.entries[i*e:n.n*e])
+	copy(n.entries[i*e:i*e+w], low[:w])
+	*n.kid(i, w) = kid
 	n.n++
 }
 
 func (n *inner) drop(i, w int) {
-	copy(n.kids[i:n.n-1], n.kids[i+1:n.n])
-	copy(n.keys[i*w:(n.n-1)*w], n.keys[(i+1)*w:n.n*w])
+	e := w + 1
+	copy(n.entries[i*e:(n.n-1)*e], n.entries[(i+1)*e:n.n*e])
 	n.n--
 }
 
@@ -303,11 +420,13 @@ func (t *tree) remove(l *leaf, i int) {
 	copy(l.vals[i:l.n-1], l.vals[i+1:l.n])
 	l.n--
 	t.n--
+	t.changes++
 	if l.n > fan/4 {
 		return
 	}
 	if t.height == 0 {
 		if l.n == 0 {
+			t.shape++
 			t.freeLeaf(l)
 			t.root, t.first = nil, nil
 		}
@@ -317,18 +436,19 @@ func (t *tree) remove(l *leaf, i int) {
 	t.path(&k, &steps)
 	p, at := steps[t.height-1].n, steps[t.height-1].i
 	if l.n > 0 {
-		if at+1 < p.n && l.n+(*leaf)(p.kids[at+1]).n <= fan*3/4 {
+		if at+1 < p.n && l.n+(*leaf)(*p.kid(at+1, w)).n <= fan*3/4 {
 			at++
-		} else if at == 0 || l.n+(*leaf)(p.kids[at-1]).n > fan*3/4 {
+		} else if at == 0 || l.n+(*leaf)(*p.kid(at-1, w)).n > fan*3/4 {
 			return
 		}
 		// The leaf at goes into the one before.
-		from, into := (*leaf)(p.kids[at]), (*leaf)(p.kids[at-1])
+		from, into := (*leaf)(*p.kid(at, w)), (*leaf)(*p.kid(at-1, w))
 		copy(into.keys[into.n*w:(into.n+from.n)*w], from.keys[:from.n*w])
 		copy(into.vals[into.n:into.n+from.n], from.vals[:from.n])
 		into.n += from.n
 		l = from
 	}
+	t.shape++
 	if l.prev != nil {
 		l.prev.next = l.next
 	} else {
@@ -349,7 +469,7 @@ func (t *tree) remove(l *leaf, i int) {
 	}
 	for t.height > 0 && (*inner)(t.root).n == 1 {
 		n := (*inner)(t.root)
-		t.root = n.kids[0]
+		t.root = *n.kid(0, w)
 		t.freeInner(n)
 		t.height--
 	}
@@ -373,8 +493,8 @@ func (t *tree) freeInners(p unsafe.Pointer, height int) {
 		return
 	}
 	n := (*inner)(p)
-	for _, kid := range n.kids[:n.n] {
-		t.freeInners(kid, height-1)
+	for i := range n.n {
+		t.freeInners(*n.kid(i, t.words), height-1)
 	}
 	t.freeInner(n)
 }

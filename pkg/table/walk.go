@@ -26,10 +26,24 @@ type Walk struct {
 	// with many RIBs.
 	ByPrefix bool
 
+	position
+}
+
+// A position is how far something has come in a table.
+type position struct {
 	seq    uint64 // of the RIB to go on with
 	family int
 	key    key
 }
+
+// enter goes to the beginning of r unless that is where p is.
+func (p *position) enter(r *RIB) {
+	if r.seq != p.seq {
+		*p = position{seq: r.seq}
+	}
+}
+
+func (p *position) nextFamily() { p.family, p.key = p.family+1, key{} }
 
 // Walk calls each for about n routes further on and reports whether there may
 // be more. A route that is there from the first to the last call, changed or
@@ -58,13 +72,11 @@ func (t *Table) Walk(w *Walk, n int, each func(*Route)) (more bool) {
 	at, _ := slices.BinarySearchFunc(t.order, w.seq, compareSeq)
 	for ; at < len(t.order); at++ {
 		r := t.order[at]
-		if r.seq != w.seq {
-			w.seq, w.family, w.key = r.seq, 0, key{}
-		}
+		w.enter(r)
 		if w.RIB != nil && !w.RIB(r) {
 			continue
 		}
-		for ; w.family < len(bgp.Families); w.family, w.key = w.family+1, (key{}) {
+		for ; w.family < len(bgp.Families); w.nextFamily() {
 			f := r.families[w.family]
 			if f == nil || !w.takes(w.family) {
 				continue
@@ -80,12 +92,12 @@ func (t *Table) Walk(w *Walk, n int, each func(*Route)) (more bool) {
 				return true
 			}
 			if n <= 0 {
-				w.family, w.key = w.family+1, key{}
+				w.nextFamily()
 				return true
 			}
 		}
 	}
-	w.seq, w.family, w.key = math.MaxUint64, 0, key{}
+	w.position = position{seq: math.MaxUint64}
 	return false
 }
 
@@ -295,7 +307,7 @@ func (t *Table) Lookup(p netip.Prefix, m Match, w Walk, each func(*Route) bool) 
 	p = p.Masked()
 	w.Within = p
 	w.ByPrefix = false
-	w.seq, w.family, w.key = 0, 0, key{}
+	w.position = position{}
 	going := true
 	if m == Longer {
 		for going && t.Walk(&w, lookupStep, func(r *Route) { going = going && each(r) }) {
@@ -440,12 +452,14 @@ type RIBStatus struct {
 type PeerStatus struct {
 	ID        PeerID
 	Up        bool
+	Since     int64  // arrival of the Peer Up of this BGP session, or of Down; 0 without either
 	AS        uint32 // by the OPEN that it sent
 	FourOctet bool
 	// PeerUps are those of this session. The first says how routes are decoded,
 	// those that follow are about other RIBs or later BGP sessions.
 	PeerUps [][]byte
 	Stats   []byte // the last Statistics Report since it came up; nil without
+	StatsAt int64  // its arrival; 0 without
 	Down    []byte // the last Peer Down of this session, if it is down
 	RIBs    []RIBStatus
 }
@@ -468,7 +482,13 @@ func (t *Table) Peers() []PeerStatus {
 	defer t.mu.RUnlock()
 	all := make([]PeerStatus, 0, len(t.peers))
 	for _, p := range t.peers {
-		s := PeerStatus{ID: p.id, Up: p.up, AS: p.asn, FourOctet: p.fourOctet, Stats: slices.Clone(p.stats), Down: slices.Clone(p.down)}
+		s := PeerStatus{
+			ID: p.id, Up: p.up, Since: p.since, AS: p.asn, FourOctet: p.fourOctet,
+			Stats: slices.Clone(p.stats), Down: slices.Clone(p.down),
+		}
+		if p.stats != nil {
+			s.StatsAt = p.statsAt
+		}
 		if p.first != nil {
 			s.PeerUps = append(s.PeerUps, slices.Clone(p.first))
 		}
@@ -492,4 +512,38 @@ func (t *Table) Peers() []PeerStatus {
 		return cmp.Or(slices.Compare(a.ID.Distinguisher[:], b.ID.Distinguisher[:]), slices.Compare(a.ID.Addr[:], b.ID.Addr[:]))
 	})
 	return all
+}
+
+// A Summary is what there is in a table, in numbers.
+type Summary struct {
+	Peers     int // that are up, down in this session, or have routes of one before
+	Up        int // peers that are
+	RIBs      int
+	Routes    int   // announced, stale ones included
+	Stale     int   // of the generation before, kept ones included
+	Withdrawn int   // kept although withdrawn
+	Pending   int   // that Tidy would report or release, at least
+	Bytes     int64 // as of Table.Bytes
+	// Settled means that no dump is expected or under way: no family is in Begin
+	// or Dump. So is a table of which nothing is known.
+	Settled bool
+}
+
+// Summary counts. It costs some nanoseconds for each RIB, whatever is in it.
+func (t *Table) Summary() Summary {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	s := Summary{
+		Peers: len(t.peers), Up: t.up, RIBs: len(t.order), Routes: t.routes, Withdrawn: t.entries - t.routes,
+		Pending: t.owed(), Bytes: t.bytes(), Settled: true,
+	}
+	for _, r := range t.order {
+		for _, f := range r.families {
+			if f != nil {
+				s.Stale += f.stale
+				s.Settled = s.Settled && f.state != Begin && f.state != Dump
+			}
+		}
+	}
+	return s
 }
