@@ -704,3 +704,33 @@ func FuzzGone(f *testing.F) {
 		}
 	})
 }
+
+// TestDifferences: the records that docs/pmacct-differences.md shows are those that
+// are made.
+func TestDifferences(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "pmacct-differences.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := open(64500, capAS4(64500))
+	opts := decodeOptions(UTC)
+	opts.RIB = true
+	var got bytes.Buffer
+	_, err = Decode(&got, bytes.NewReader(cat(initiation(), peerUp(peerV4, "192.0.2.1", o, o),
+		route(peerV4, update(nil, cat(origin(0), asPath(seg(2, 64500)), nextHop("192.0.2.254")), pfx("192.0.2.0/24"))))), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := 0
+	for line := range bytes.Lines(text) {
+		if line = bytes.TrimSpace(line); bytes.HasPrefix(line, []byte("{")) {
+			shown++
+			if !bytes.Contains(got.Bytes(), append(line, '\n')) {
+				t.Errorf("no such record: %s\nof\n%s", line, got.Bytes())
+			}
+		}
+	}
+	if shown == 0 {
+		t.Error("no examples")
+	}
+}
