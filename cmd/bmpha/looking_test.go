@@ -69,7 +69,7 @@ func TestLookingGlass(t *testing.T) {
 		{"a limit", []string{"routes", "--origin-as", "64502", "--limit", "1", "--socket", full}, 0, []string{"203.0.113.1/32"}, "more than these 1 routes: --limit N"},
 		{"all", []string{"routes", "--all", "--socket", full}, 0, []string{"203.0.113.1/32", "203.0.113.2/32"}, ""},
 		{"every flag", []string{"routes", "203.0.113.1", "--router", "127.0.0.1", "--peer", "192.0.2.7", "--origin-as", "AS64502", "--rib", "in-pre", "--family", "ipv4-unicast", "--withdrawn", "--limit", "0", "--socket", full}, 0, []string{"203.0.113.1/32"}, ""},
-		{"nothing there", []string{"routes", "203.0.113.3", "--socket", full}, control.ExitNotFound, nil, "no such route"},
+		{"nothing there", []string{"routes", "203.0.113.3", "--socket", full}, control.ExitNotFound, nil, "no such route; but not all of the table has come yet from edge-1"},
 		{"another RD", []string{"routes", "203.0.113.1", "--rd", "64500:1", "--socket", full}, control.ExitNotFound, nil, "no such route"},
 		{"nothing there, JSON", []string{"routes", "203.0.113.3", "--json", "--socket", full}, control.ExitNotFound, nil, "no such route"},
 		{"no such router", []string{"routes", "--router", "edge-9", "--socket", full}, control.ExitNotFound, nil, "no table of router edge-9; there are those of edge-1 and edge-2"},

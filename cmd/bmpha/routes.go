@@ -37,10 +37,11 @@ func routesCommand() *cli.Command {
 			"  bmpha routes --router edge-1 --all --json | jq -r .ip_prefix\n\n" +
 			"The AS path ends with the origin: i, e or ? (incomplete). #1 behind a peer is the\n" +
 			"path identifier of ADD-PATH. Age is since the route came here. Stale: of the session\n" +
-			"before, and not yet said again. The origin AS is the last of the AS path, or any of\n" +
+			"before, and not yet said again. (down) behind a router: its session is, and this is\n" +
+			"what it said last. The origin AS is the last of the AS path, or any of\n" +
 			"the set that it ends with. With --json each route is a line; keys that records have,\n" +
 			"too, have the same values, and router is the identity, rib the short name of the\n" +
-			"table, received the time of arrival, timestamp the router's own if it tells.\n\n" + lookingCodes,
+			"table, session the state of the router's, received the time of arrival, timestamp the router's own if it tells.\n\n" + lookingCodes,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "exact", Usage: "routes to this prefix only"},
 			&cli.BoolFlag{Name: "longer", Usage: "routes to it and to all inside it"},
@@ -135,12 +136,10 @@ func showRoutes(c *cli.Context, q *control.Query) error {
 	}
 	client := control.NewClient(path)
 	defer client.Close()
-	found := 0
 	out := bufio.NewWriter(c.App.Writer)
 	v := newViewer(c)
 	printer := control.NewRoutePrinter(out, v.unclipped(), c.Bool("wide"))
-	more, err := client.Routes(c.Context, q, func(line []byte) error {
-		found++
+	answer, err := client.Routes(c.Context, q, func(line []byte) error {
 		if v.json {
 			return v.line(out, line)
 		}
@@ -152,11 +151,19 @@ func showRoutes(c *cli.Context, q *control.Query) error {
 		return lookup(err)
 	case flushed != nil:
 		return fmt.Errorf("write the routes: %w", flushed)
-	case found == 0:
-		return cli.Exit("no such route", control.ExitNotFound)
 	}
-	if more {
-		fmt.Fprintf(c.App.ErrWriter, "bmpha: there are more than these %d routes: --limit N shows more, --all shows all\n", found)
+	if answer.Without != "" {
+		fmt.Fprintf(c.App.ErrWriter, "bmpha: not looked at, for want of a table: %s\n", answer.Without)
+	}
+	if answer.Found == 0 {
+		text := "no such route"
+		if answer.Telling != "" {
+			text += "; but not all of the table has come yet from " + answer.Telling
+		}
+		return cli.Exit(text, control.ExitNotFound)
+	}
+	if answer.More {
+		fmt.Fprintf(c.App.ErrWriter, "bmpha: there are more than these %d routes: --limit N shows more, --all shows all\n", answer.Found)
 	}
 	return nil
 }

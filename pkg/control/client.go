@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -76,14 +77,29 @@ func (c *Client) Maintain(ctx context.Context, r MaintainRequest) (*MaintainResu
 	return &result, nil
 }
 
+// An Answer is what there is to say about the routes that a query got.
+type Answer struct {
+	Found int  // routes
+	More  bool // there are more than the query's limit
+	// Without are the routers that were asked and keep no table, with the reason, in
+	// words.
+	Without string
+	// Telling are the routers that have not ended telling their table, in words, where
+	// nothing was found.
+	Telling string
+}
+
 // Routes asks for routes and calls each with the JSON of every one as it comes, a
-// line without its line feed that is valid during the call. It reports whether
-// there are more routes than the query's limit. An answer that is late after 5 s is
-// an error that wraps ErrNoAnswer; from then on only ctx bounds it. Other errors
-// are those of Status, of each, a *NotFound, or wrap ErrNoTable.
-func (c *Client) Routes(ctx context.Context, q *Query, each func(line []byte) error) (more bool, err error) {
+// line without its line feed that is valid during the call. An answer that does not
+// begin within 5 s is an error that wraps ErrNoAnswer; from then on only ctx bounds
+// it. Other errors are those of Status, of each, a *NotFound, or wrap ErrNoTable.
+func (c *Client) Routes(ctx context.Context, q *Query, each func(line []byte) error) (Answer, error) {
 	end, err := c.lines(ctx, "/v1/routes?"+q.Values().Encode(), each)
-	return end.Get(trailerMore) == "true", err
+	if err != nil {
+		return Answer{}, err
+	}
+	found, _ := strconv.Atoi(end.Get(trailerFound))
+	return Answer{found, end.Get(trailerMore) == "true", end.Get(headerWithout), end.Get(trailerTold)}, nil
 }
 
 // Peers asks for the peers of a router, all routers if it is "", and calls each with
@@ -97,7 +113,8 @@ func (c *Client) Peers(ctx context.Context, router string, each func(line []byte
 	return err
 }
 
-// lines does one request whose answer is a stream, and returns its trailers.
+// lines does one request whose answer is a stream, and returns its headers and
+// trailers.
 func (c *Client) lines(ctx context.Context, path string, each func([]byte) error) (http.Header, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -136,7 +153,10 @@ func (c *Client) lines(ctx context.Context, path string, each func([]byte) error
 	if err != nil {
 		return nil, fmt.Errorf("the answer from %s has broken off: %w", c.path, err)
 	}
-	return resp.Trailer, nil
+	for key, v := range resp.Trailer {
+		resp.Header[key] = v
+	}
+	return resp.Header, nil
 }
 
 // call does one request. in is sent as JSON unless it is nil.

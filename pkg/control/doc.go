@@ -30,6 +30,8 @@
 //
 // What is answered in lines ends with the trailers Bmpha-Found, how many lines, and
 // Bmpha-More, true where the limit has cut them off; without these it is not whole.
+// The header Bmpha-Without names routers that keep no table, the trailer
+// Bmpha-Telling, where no route was found, those that have not ended telling theirs.
 // The order of lines is that of routers, and within one, with some hundred RIBs at
 // most, of families, route distinguishers and prefixes; of a prefix looked up, of
 // RIBs. What changes meanwhile may be missed.

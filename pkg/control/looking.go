@@ -104,7 +104,11 @@ func (p *RoutePrinter) Flush() error {
 
 // add makes a row of r. What the row above says already is left out.
 func (p *RoutePrinter) add(r, above *routeRow) {
-	prefix, router := r.Prefix, r.Router
+	name := r.Router
+	if r.Session == SessionDown {
+		name += " (down)"
+	}
+	prefix, router := r.Prefix, name
 	if r.RD != "" {
 		prefix = r.RD + " " + prefix
 	}
@@ -136,6 +140,8 @@ func (p *RoutePrinter) add(r, above *routeRow) {
 		hop, path = "-", "-"
 	case r.Stale:
 		age, color = "stale "+age, yellow
+	case r.Session == SessionDown:
+		color = yellow
 	}
 	number := func(n *uint32) string {
 		if n == nil {
@@ -148,7 +154,7 @@ func (p *RoutePrinter) add(r, above *routeRow) {
 	switch i := len(p.grid.rows); {
 	case p.narrow:
 		if prefix != "" || router != "" {
-			p.grid.above[i] = clean(strings.TrimPrefix(r.RD+" "+r.Prefix+" "+r.Router, " "))
+			p.grid.above[i] = clean(strings.TrimPrefix(r.RD+" "+r.Prefix+" "+name, " "))
 		}
 		if p.wide {
 			p.grid.below[i] = clean(strings.TrimSpace("pref " + number(r.LocalPref) + ", MED " + number(r.MED) +
@@ -206,6 +212,10 @@ func RenderPeers(w io.Writer, r *RouterPeers, opts RenderOptions) error {
 		head += ":"
 	} else {
 		text += ": "
+	}
+	if r.NoTable != "" {
+		c.paragraph(head, text+"no table: "+clean(r.NoTable))
+		return c.flush(w)
 	}
 	text += fmt.Sprintf("%s of %s up, %s", count(up), plural(len(r.Peers), "peer"), plural(r.Routes, "route"))
 	if r.Stale > 0 {

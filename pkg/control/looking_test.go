@@ -39,11 +39,14 @@ func serveTables(t *testing.T, tables func() []RouterTable) (*Server, string) {
 
 // fetch asks a server for routes.
 func fetch(t *testing.T, path string, q Query) (lines []string, more bool, err error) {
-	more, err = client(t, path).Routes(t.Context(), &q, func(line []byte) error {
+	answer, err := client(t, path).Routes(t.Context(), &q, func(line []byte) error {
 		lines = append(lines, string(line)+"\n")
 		return nil
 	})
-	return lines, more, err
+	if err == nil && answer.Found != len(lines) {
+		t.Errorf("%d lines, %d by the end", len(lines), answer.Found)
+	}
+	return lines, answer.More, err
 }
 
 // queries waits until n queries are being answered.
@@ -136,6 +139,39 @@ func TestNothingToLookAt(t *testing.T) {
 				t.Errorf("%s: %T is neither ErrNoTable nor a *NotFound", name, e.err)
 			}
 		}
+	}
+}
+
+// What was not looked at, and what has not come yet, is said.
+func TestPartOfTheTables(t *testing.T) {
+	tables := append(lookingGlass(t), RouterTable{Router: "big", State: SessionUp, Off: "no room\x1b[2J"})
+	_, path := serveTables(t, func() []RouterTable { return tables })
+	none := func([]byte) error { return nil }
+	for _, c := range []struct {
+		query Query
+		want  Answer
+	}{
+		{Query{Router: "edge-1", Limit: 1}, Answer{Found: 1, More: true}},
+		{Query{Limit: 1}, Answer{Found: 1, More: true, Without: "big (no room?[2J)"}},
+		{Query{OriginAS: 1}, Answer{Without: "big (no room?[2J)", Telling: "core-2 and edge-1"}},
+		{Query{Router: "big"}, Answer{Without: "big (no room?[2J)"}},
+		{Query{Router: "new"}, Answer{}},
+	} {
+		got, err := client(t, path).Routes(t.Context(), &c.query, none)
+		if err != nil || got != c.want {
+			t.Errorf("%+v: %+v, %v; want %+v", c.query, got, err, c.want)
+		}
+	}
+	var out strings.Builder
+	err := client(t, path).Peers(t.Context(), "big", func(line []byte) error {
+		var r RouterPeers
+		if err := json.Unmarshal(line, &r); err != nil {
+			return err
+		}
+		return RenderPeers(&out, &r, RenderOptions{})
+	})
+	if want := "big session up: no table: no room?[2J\n"; err != nil || out.String() != want {
+		t.Errorf("%q, %v; want %q", out.String(), err, want)
 	}
 }
 

@@ -16,9 +16,11 @@ import (
 
 // RouterPeers is a router with its BGP peers, as its table knows them.
 type RouterPeers struct {
-	Router   string `json:"router"`               // identity across collectors
-	Address  string `json:"bmp_router,omitempty"` // of its session
-	State    string `json:"state,omitempty"`      // of its session
+	Router  string `json:"router"`               // identity across collectors
+	Address string `json:"bmp_router,omitempty"` // of its session
+	State   string `json:"state,omitempty"`      // of its session: up, down
+	// NoTable is why there is no table of it, and nothing else to show.
+	NoTable  string `json:"no_table,omitempty"`
 	SysName  string `json:"sysname,omitempty"`
 	SysDescr string `json:"sysdescr,omitempty"`
 	Routes   int    `json:"routes"` // announced, stale ones included
@@ -132,6 +134,10 @@ func peersOf(t *RouterTable) *RouterPeers {
 	r := &RouterPeers{Router: t.Router, State: t.State, Peers: []Peer{}}
 	if t.Address.IsValid() {
 		r.Address = t.Address.Unmap().WithZone("").String()
+	}
+	if t.Table == nil {
+		r.NoTable = t.Off
+		return r
 	}
 	if m := t.Table.Initiation(); m != nil {
 		for tlvs := bmp.ParseInitiation(m); tlvs.Next(); {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -24,18 +25,30 @@ import (
 type RouterTable struct {
 	Router  string       // identity across collectors
 	Address netip.Addr   // of its session; bmp_router in records
-	State   string       // of its session, in words for people: up, down
-	Table   *table.Table // never nil
+	State   string       // of its session: SessionUp, SessionDown
+	Table   *table.Table // nil if Off says why there is none
+	Off     string       // in words for people
 	// Hashes says that Table keeps hashes in place of attributes. Its peers can be
 	// shown, its routes cannot.
 	Hashes bool
 }
+
+// States of the session of a RouterTable. Routes of one that is down are what the
+// router said last.
+const (
+	SessionUp   = "up"
+	SessionDown = "down"
+)
 
 // Headers and trailers of an answer that is a stream. An answer that ends without
 // them is not whole.
 const (
 	trailerFound = "Bmpha-Found" // lines
 	trailerMore  = "Bmpha-More"  // true when there are more than the limit
+	// Routers, joined by commas: those that were asked and keep no table, and, where
+	// nothing was found, those that have not ended telling theirs.
+	headerWithout = "Bmpha-Without"
+	trailerTold   = "Bmpha-Telling"
 )
 
 // Bounds of what queries cost the collector.
@@ -115,6 +128,16 @@ func (s *Server) serveRoutes(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { <-s.queries }()
+	var without, telling []string
+	for i := range tables {
+		if tables[i].Table == nil {
+			without = append(without, fmt.Sprintf("%s (%s)", tables[i].Router, tables[i].Off))
+		}
+	}
+	if len(without) > 0 {
+		w.Header().Set(headerWithout, clean(list(without, 10)))
+	}
+	tables = slices.DeleteFunc(tables, func(t RouterTable) bool { return t.Table == nil })
 	out := newStream(w, r)
 	defer out.close()
 	look := search{q: &q, left: q.Limit, write: out.write}
@@ -126,7 +149,27 @@ func (s *Server) serveRoutes(w http.ResponseWriter, r *http.Request) {
 			break
 		}
 	}
+	if look.found == 0 {
+		for i := range tables {
+			if incomplete(tables[i].Table) {
+				telling = append(telling, tables[i].Router)
+			}
+		}
+		out.w.Header().Set(trailerTold, clean(list(telling, 10)))
+	}
 	out.end(look.found, look.more)
+}
+
+// incomplete reports whether a dump has begun in t, or is awaited, and has not ended.
+func incomplete(t *table.Table) bool {
+	for _, p := range t.Peers() {
+		for _, r := range p.RIBs {
+			if slices.ContainsFunc(r.Families, func(f table.FamilyStatus) bool { return f.State == table.Begin || f.State == table.Dump }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // failLookup answers that there is nothing to look at.
@@ -156,7 +199,7 @@ func newStream(w http.ResponseWriter, r *http.Request) *stream {
 	h := w.Header()
 	h.Set("Content-Type", "application/x-ndjson")
 	h.Set("Cache-Control", "no-store")
-	h.Set("Trailer", trailerFound+", "+trailerMore)
+	h.Set("Trailer", trailerFound+", "+trailerMore+", "+trailerTold)
 	w.WriteHeader(http.StatusOK)
 	_ = s.rc.Flush()
 	return s
@@ -418,6 +461,7 @@ func (s *search) comesFrom(r *table.Route, as uint32) bool {
 type Route struct {
 	Router   string `json:"router"` // identity across collectors
 	Address  string `json:"bmp_router,omitempty"`
+	Session  string `json:"session"` // of the router: up, down
 	PeerIP   string `json:"peer_ip"`
 	PeerAS   uint32 `json:"peer_asn"`
 	BGPID    string `json:"bgp_id"`
@@ -459,7 +503,9 @@ func routerHead(d []byte, t *RouterTable) []byte {
 		d = t.Address.Unmap().WithZone("").AppendTo(d)
 		d = append(d, '"')
 	}
-	return d
+	d = append(d, `, "session": "`...)
+	d = append(d, cmp.Or(t.State, SessionUp)...)
+	return append(d, '"')
 }
 
 // recordRIBs are the words of records for tables, by bmp.RIB.
