@@ -138,6 +138,7 @@ type Stream struct {
 	unsent  uint64 // forgotten until it stopped without a word that Kafka has it
 
 	breaks uint64 // see Unbroken
+	doubts uint64 // those after which Kafka need not have what was appended, or not last
 
 	open     bool  // a session is open at the end of the log
 	lastSeen int64 // arrival of the newest entry
@@ -221,7 +222,10 @@ func (s *Stream) Unbroken() (number uint64, ok bool) { return s.breaks, s.want &
 
 // Lost says that something that the router said was not appended and nobody will
 // append it.
-func (s *Stream) Lost() { s.breaks++ }
+func (s *Stream) Lost() {
+	s.breaks++
+	s.doubts++
+}
 
 // Repeated says that what the log holds was said before: records of it are
 // flagged as replayed.
@@ -282,7 +286,7 @@ func (s *Stream) free(counter *uint64) {
 	s.tailDone = 0
 	*counter++
 	if counter == &s.n.Dropped || counter == &s.n.FreedWindow {
-		s.breaks++
+		s.Lost()
 	}
 }
 
@@ -350,10 +354,13 @@ func (s *Stream) SetWanted(want bool, token uint64, shared bool) {
 		// What came in until now may have been sent by the other as well.
 		s.replayUntil = max(s.replayUntil, s.log.End())
 	}
-	s.token, s.shared = token, shared
 	if shared {
 		s.breaks++
 	}
+	if shared || s.shared {
+		s.doubts++
+	}
+	s.token, s.shared = token, shared
 	if want == s.want {
 		return
 	}

@@ -477,6 +477,10 @@ func TestGround(t *testing.T) {
 		{name: "another may have sent afterwards", before: send, after: both(share, send), want: false},
 		{name: "the session did not say all", before: send, cut: true, want: false},
 		{name: "something was lost on the way", before: send, after: (*Stream).Lost, want: false},
+		{name: "something was lost within", before: send, within: (*Stream).Lost, want: false},
+		{name: "lost before", before: both(send, (*Stream).Lost), want: true},
+		{name: "another may have sent within", before: send, within: both(share, send), want: false},
+		{name: "another may have sent until within", before: share, within: send, want: false},
 	} {
 		s := newStream(1 << 20)
 		var g Ground
