@@ -239,7 +239,6 @@ type update struct {
 	each    func(*Change)
 	arrival int64
 	hash    uint64 // of the attributes
-	digest  xxhash.Digest
 	attrs   handle // with a reference, once interned
 	ready   bool
 	refused error // what interning them has met with
@@ -259,12 +258,12 @@ func (t *Table) routeMonitoring(msg []byte, arrival int64, each func(*Change)) e
 	id := IDOf(&per)
 	r := t.last
 	if r == nil || r.Peer != id || r.BGPID != per.BGPID || r.Kind != per.RIB() {
-		p := t.peers[id]
-		if p == nil || !p.up {
-			return ErrNoPeerUp
-		}
 		r = t.ribs[ribKey{id, per.BGPID, per.RIB()}]
 		if r == nil {
+			p := t.peers[id]
+			if p == nil || !p.up {
+				return ErrNoPeerUp
+			}
 			if len(t.order) >= maxRIBs {
 				return ErrTooManyRIBs
 			}
@@ -483,10 +482,11 @@ type place struct {
 	changes, shape uint64 // of the tree
 }
 
-// find looks for routes and, before the first is announced, for their attributes. In a large table
-// none of it is near, and each step is the address of the next: the first leaf,
-// entry, attributes that it had; the index, attributes that it gets. So what a
-// step needs is fetched for all of them before any takes it.
+// find looks for routes and, before the first is announced, for their attributes.
+// In a large table none of it is near, and each step tells where the next one
+// goes: the leaf, the entry, the attributes that it had; the index, the
+// attributes that it gets. So what a step needs is fetched well before, and for
+// all routes before any is looked at.
 func (w *update) find(f *familyTable, group []place, kind Kind) {
 	t := w.t
 	first := kind == Announced && !w.ready
@@ -520,10 +520,7 @@ func (w *update) find(f *familyTable, group []place, kind Kind) {
 	}
 	if first {
 		w.ready = true
-		if t.opts.Hashes {
-			w.digest.Reset()
-			_, _ = w.digest.Write(t.apply.attrs) // never fails
-		} else {
+		if !t.opts.Hashes {
 			w.attrs, w.refused = t.store.intern(t.apply.attrs, w.hash)
 		}
 	}
@@ -598,9 +595,7 @@ func (w *update) keep(labels []byte) (attrs, stack handle, err error) {
 	if w.t.opts.Hashes {
 		hash := w.hash
 		if len(labels) != 0 {
-			d := w.digest
-			_, _ = d.Write(labels)
-			hash = d.Sum64()
+			hash = hashOf(w.t.apply.attrs, labels)
 		}
 		return handle(hash >> 32), handle(hash), nil
 	}

@@ -56,10 +56,14 @@ func (v *Value) Hash() uint64 {
 	case len(v.Labels) == 0:
 		return xxhash.Sum64(v.Attrs)
 	}
+	return hashOf(v.Attrs, v.Labels)
+}
+
+func hashOf(attrs, labels []byte) uint64 {
 	var d xxhash.Digest
 	d.Reset()
-	_, _ = d.Write(v.Attrs) // never fail
-	_, _ = d.Write(v.Labels)
+	_, _ = d.Write(attrs) // never fail
+	_, _ = d.Write(labels)
 	return d.Sum64()
 }
 

@@ -33,7 +33,9 @@ func NewStore() *Store {
 
 // SetLimit bounds Bytes from now on; 0 means no bound. At the limit what has been
 // released is used again, and Apply refuses what needs more (ErrStoreFull). A
-// limit below what is taken already takes nothing away.
+// limit below what is taken already takes nothing away. Memory is taken in pieces:
+// below 32 MB there may be none for attributes. Peers, their messages and the
+// process itself are not counted.
 func (s *Store) SetLimit(bytes int64) { s.mem.limit.Store(bytes) }
 
 // Bytes returns how much memory is taken from the system for routes and
