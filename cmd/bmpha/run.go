@@ -21,6 +21,7 @@ import (
 	"github.com/bmpha/bmpha/pkg/collector"
 	"github.com/bmpha/bmpha/pkg/config"
 	"github.com/bmpha/bmpha/pkg/control"
+	"github.com/bmpha/bmpha/pkg/dump"
 	"github.com/bmpha/bmpha/pkg/election"
 	"github.com/bmpha/bmpha/pkg/intake"
 	"github.com/bmpha/bmpha/pkg/pmacct"
@@ -67,9 +68,11 @@ func runCollector(ctx context.Context, cfg *config.Config, stderr io.Writer) err
 	if err != nil {
 		return errors.Join(err, o.Sink.Close(0))
 	}
-	server, err := control.Listen(control.ServerOptions{
-		Socket: cfg.Control.Socket, HTTP: cfg.Control.HTTP, Backend: col, Log: log,
-	})
+	so := control.ServerOptions{Socket: cfg.Control.Socket, HTTP: cfg.Control.HTTP, Backend: col, Log: log}
+	if o.Table != nil {
+		so.Tables = col.Tables
+	}
+	server, err := control.Listen(so)
 	if err != nil {
 		return errors.Join(err, o.Sink.Close(0))
 	}
@@ -167,6 +170,7 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 	}
 	enc, err := pmacct.NewEncoder(pmacct.Options{
 		Dialect: cfg.Output.Dialect, Timestamps: form, WriterID: writerID(cfg), Header: cfg.Output.Header && cfg.Sink == config.SinkKafka,
+		RIB: cfg.Output.RIB == config.RIBOn,
 	})
 	if err != nil {
 		return nil, cfg.ErrorAt("output", "%v", err)
@@ -204,7 +208,45 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 		Sink: out, SinkKind: cfg.Sink, SinkTarget: target, DeadLetter: cfg.Kafka.DeadLetter,
 		Log: log,
 	}
+	if kept := cfg.TableKept(); kept != config.TableOff {
+		o.Table = &collector.TableOptions{
+			Hashes: kept == config.TableState, Memory: cfg.TableMemory,
+			Diff: cfg.Redump == config.RedumpDiff, RIB: cfg.Output.RIB == config.RIBOn,
+		}
+	}
+	if o.Dump, err = dumpOptions(cfg, form); err != nil {
+		return nil, err
+	}
 	beside(o, cfg, log)
+	return o, nil
+}
+
+// dumpOptions returns how tables are dumped, nil if they are not.
+func dumpOptions(cfg *config.Config, form pmacct.Timestamps) (*collector.DumpOptions, error) {
+	u := &cfg.Dump
+	if u.Period == 0 {
+		return nil, nil
+	}
+	o := &collector.DumpOptions{Plan: dump.Plan{Period: u.Period, Slots: u.Slots}, Stats: u.Stats}
+	if u.Topic != "" {
+		o.Topic = func(addr netip.Addr, port uint16) string { return config.Expand(u.Topic, addr, port) }
+	}
+	if u.File == "" {
+		return o, nil
+	}
+	zone := time.Local
+	if form == pmacct.UTC {
+		zone = time.UTC
+	}
+	o.File = func(addr netip.Addr, port uint16, slot time.Time) (path, latest string) {
+		path, _ = config.ExpandFile(u.File, addr, port, slot.In(zone)) // the template was checked
+		return path, config.Expand(u.Latest, addr, port)
+	}
+	var err error
+	// In files pmacct's records have no writer, and there is no place for a header.
+	if o.FileEncoder, err = pmacct.NewEncoder(pmacct.Options{Dialect: cfg.Output.Dialect, Timestamps: form}); err != nil {
+		return nil, cfg.ErrorAt("output", "%v", err)
+	}
 	return o, nil
 }
 

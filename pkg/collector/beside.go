@@ -46,6 +46,9 @@ func (c *Collector) besides(ctx context.Context) (err error) {
 	if c.o.Relay != nil {
 		c.relay = relay.New(*c.o.Relay)
 	}
+	if c.o.Dump != nil {
+		c.dumps = newDumps(c, *c.o.Dump)
+	}
 	return nil
 }
 
@@ -73,8 +76,11 @@ func (c *Collector) runBesides(ctx, reading context.Context, wg *sync.WaitGroup)
 		})
 		wg.Go(func() { c.supply.checkpoints(ctx) })
 	}
-	if c.spool != nil || c.relay != nil || c.supply.active() {
+	if c.spool != nil || c.relay != nil || c.supply.active() || c.store != nil {
 		wg.Go(func() { c.tend(ctx) })
+	}
+	if c.dumps != nil {
+		wg.Go(func() { c.dumps.run(ctx) })
 	}
 }
 
@@ -93,6 +99,7 @@ func (c *Collector) tend(ctx context.Context) {
 		if c.spool != nil {
 			c.tendSpool()
 		}
+		c.tendTables(c.clock.now())
 		if c.o.NoDecode || c.supply.active() {
 			c.supply.attend(c.clock.now())
 			if c.relay != nil {
@@ -194,6 +201,9 @@ func (c *Collector) besideStatus(st *control.Status, now int64) {
 	}
 	if c.supply.active() {
 		st.Intake = c.supply.status()
+	}
+	if c.dumps != nil {
+		st.Dump = c.dumps.status()
 	}
 	if c.spool != nil {
 		s := c.spool.Status()

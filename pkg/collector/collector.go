@@ -42,6 +42,7 @@ import (
 	"github.com/bmpha/bmpha/pkg/relay"
 	"github.com/bmpha/bmpha/pkg/sink"
 	"github.com/bmpha/bmpha/pkg/spool"
+	"github.com/bmpha/bmpha/pkg/table"
 	"github.com/bmpha/bmpha/pkg/tail"
 )
 
@@ -70,6 +71,8 @@ type Options struct {
 	Heartbeat time.Duration
 	Expiry    time.Duration
 
+	Table    *TableOptions // nil: no tables
+	Dump     *DumpOptions  // of tables; nil: none
 	Encoder  *pmacct.Encoder
 	NoDecode bool // BMP is passed on only, records are pmacct's
 	Header   bool // give opaque records bmpha's header, too
@@ -111,13 +114,19 @@ type Collector struct {
 	clock    clock
 	log      *slog.Logger
 
-	budget  *hold.Budget
+	budget *hold.Budget
+	store  *table.Store // nil: no tables
+	left   struct {     // tables of which memory is to be released
+		sync.Mutex
+		tables []*table.Table
+	}
 	routers routers
 	fwd     forwarder
 	co      coordinator
 	relay   *relay.Relay // nil: sessions are not passed on
 	paused  atomic.Bool  // the relay is
 	spool   *spool.Spool // nil: there is none
+	dumps   *dumps       // nil: there are none
 	supply  supply
 	topics  struct { // handles of topics that producers name
 		mu      sync.RWMutex
@@ -157,6 +166,10 @@ func New(ctx context.Context, o Options) (*Collector, error) {
 		budget: hold.NewBudget(o.Memory),
 	}
 	c.ending, c.endSessions = context.WithCancel(context.Background())
+	if t := o.Table; t != nil {
+		c.store = table.NewStore()
+		c.store.SetLimit(t.Memory)
+	}
 	c.topics.handles = make(map[string]uint32)
 	c.routers.init()
 	c.fwd.init(c)

@@ -301,8 +301,11 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 		r.mu.Lock()
 		state := election.RouterState{
 			Hears: r.hears() && !r.flushing,
-			Sends: r.stream.Wanted() || r.stream.State() != gate.Holding,
+			Sends: r.sends(),
 			Mark:  -1,
+		}
+		if co.c.dumps != nil {
+			state.Dumped = co.c.dumps.whole(&r.dumped)
 		}
 		if mark, ok := r.mark(co.c, clk.now()); ok {
 			state.Mark = clk.toRedis(mark)
@@ -393,7 +396,7 @@ func (co *coordinator) whatOthersMustKnow() string {
 	b := fmt.Appendln(nil, role, co.e.Mode())
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
-		hears, sends := r.hears(), r.stream.Wanted() || r.stream.State() != gate.Holding
+		hears, sends := r.hears(), r.sends()
 		b = fmt.Appendf(b, "%s %t %t\n", r.key, hears, sends)
 		r.mu.Unlock()
 	}

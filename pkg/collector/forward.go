@@ -225,6 +225,10 @@ func (f *forwarder) poll() {
 		now := f.c.clock.now()
 		f.turned.Store(now)
 		for i := range reports {
+			if reports[i].Stream == dumpStream {
+				f.c.dumps.report(&reports[i], now)
+				continue
+			}
 			if r := f.c.routers.get(reports[i].Stream); r != nil {
 				r.mu.Lock()
 				f.report(r, &reports[i], now)

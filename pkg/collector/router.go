@@ -17,6 +17,7 @@ import (
 	"github.com/bmpha/bmpha/pkg/hold"
 	"github.com/bmpha/bmpha/pkg/pmacct"
 	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/table"
 )
 
 // forgetAfter is how long, in µs, a router without a session and with an empty
@@ -51,6 +52,9 @@ type router struct {
 	feed    uint32 // id of the run of records that began when it was heard
 	restart bool   // its last session ended so that it starts over for a relay target
 	spool   overflow
+	routes  routes
+	opened  [openedLen]byte // body of the last Opened entry
+	dumped  dumped
 
 	caughtUp int64 // when all that had come over the session was last in the log
 	behind   bool  // more may have come since, and waits in the socket
@@ -106,7 +110,12 @@ func (r *router) hears() bool {
 }
 
 // atRest reports whether nothing of the router is under way to the sink.
-func (r *router) atRest() bool { return r.stream.State() == gate.Holding && !r.stream.Wanted() }
+func (r *router) atRest() bool { return !r.sends() }
+
+// sends reports whether records of the router may be handed over or be under way.
+func (r *router) sends() bool {
+	return r.stream.Wanted() || r.stream.State() != gate.Holding || r.dumped.running
+}
 
 // empty reports whether all that the router said is acknowledged.
 func (r *router) empty() bool {
@@ -289,6 +298,7 @@ func (c *Collector) router(identity string, addr netip.Addr, pmacct bool) *route
 		held:  hold.NewLog(c.budget),
 	}
 	r.key = index
+	r.routes.Table = c.newTable()
 	if c.spool != nil {
 		r.spool.peerUps = make(map[peer][]byte)
 	}
@@ -362,6 +372,9 @@ func (c *Collector) drop(r *router) bool {
 	c.counts.replayed.Add(n.Replayed)
 	r.forgotten = true
 	r.held.Close()
+	if r.routes.Table != nil {
+		c.leave(r.routes.Table)
+	}
 	return true
 }
 
@@ -373,11 +386,47 @@ func (c *Collector) undecodable(r *router, session uint32, err error) {
 }
 
 // codec adapts the encoder to the gate.
-type codec struct{ *pmacct.Session }
+type codec struct {
+	*pmacct.Session
+	silent bool // there is no such session: it is for routes that vanished after the last
+}
 
-func (c codec) Clone() gate.Codec { return codec{c.Session.Clone()} }
+func (c codec) Clone() gate.Codec { return codec{c.Session.Clone(), c.silent} }
 
-// The body of an Opened entry: address (16 bytes), port (2).
+func (c codec) Open(b *record.Batch, o *record.Origin, at int64) {
+	if !c.silent {
+		c.Session.Open(b, o, at)
+	}
+}
+
+func (c codec) Message(b *record.Batch, o *record.Origin, at int64, body []byte) error {
+	if len(body) > 0 && body[0] == vanished {
+		return c.Gone(b, o, at, body[1:])
+	}
+	msg, notes := table.SplitNotes(body)
+	if len(notes) > 0 && bmp.Type(msg) == bmp.TypePeerUp {
+		c.Session.Observe(msg)
+		return nil
+	}
+	return c.Noted(b, o, at, msg, notes)
+}
+
+func (c codec) Close(b *record.Batch, o *record.Origin, at int64) {
+	if !c.silent {
+		c.Session.Close(b, o, at)
+	}
+}
+
+func (c codec) Observe(body []byte) {
+	if len(body) > 0 && body[0] == vanished {
+		return
+	}
+	msg, _ := table.SplitNotes(body)
+	c.Session.Observe(msg)
+}
+
+// The body of an Opened entry: address (16 bytes), port (2), and one more byte if
+// it is not of a session, but of what is said in place of one.
 const openedLen = 18
 
 func openedBody(addr netip.AddrPort) [openedLen]byte {
@@ -393,7 +442,8 @@ func (c *Collector) codec(r *router, body []byte) gate.Codec {
 	if r.pmacct {
 		return c.opaqueCodec(r)
 	}
-	if len(body) != openedLen { // of the spool of another version
+	silent := len(body) == openedLen+1
+	if len(body) < openedLen { // of the spool of another version
 		body = make([]byte, openedLen)
 	}
 	addr := netip.AddrFrom16([16]byte(body)).Unmap()
@@ -404,5 +454,5 @@ func (c *Collector) codec(r *router, body []byte) gate.Codec {
 	}
 	return codec{c.o.Encoder.Session(pmacct.Identity{
 		Router: r.identity, Addr: addr, Port: port, Topic: topic, Key: c.o.Key(addr, port),
-	})}
+	}), silent}
 }

@@ -303,14 +303,16 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 		r.restart, s.redump = false, c.clock.now()+redumpMost
 	}
 	if r.pmacct {
+		c.openTable(r, s.accepted)
 		r.cond.Broadcast()
 		return true, false
 	}
 	r.key = key
 	r.caughtUp, r.behind = s.accepted, false
 	r.spool.opened()
-	body := openedBody(s.addr)
-	if !c.append(r, s, s.id, hold.Opened, s.accepted, body[:]) {
+	r.opened = openedBody(s.addr)
+	c.openTable(r, s.accepted)
+	if !c.append(r, s, s.id, hold.Opened, s.accepted, r.opened[:]) || !c.tidy(r, s, s.id, s.accepted, false) {
 		r.session = nil
 		r.cond.Broadcast()
 		return false, false
@@ -361,6 +363,7 @@ func (c *Collector) end(r *router, s *session) {
 	if !r.pmacct {
 		c.append(r, s, s.id, hold.Closed, c.clock.now(), nil)
 	}
+	c.closeTable(r)
 	r.session, r.last = nil, s.id
 	r.restart = s.restart.Load()
 	r.facts.closedAt = c.clock.now()
@@ -413,16 +416,23 @@ func (c *Collector) read(r *router, s *session) error {
 			r.log.Warn("session is not BMP any more: passed on, not decoded", "session", s.id, "error", err)
 			r.mu.Lock()
 			r.facts.opaque = true
+			c.giveUp(r, "its session is not BMP")
 			r.mu.Unlock()
 			continue
 		}
 		if err != nil {
 			return err
 		}
+		if !c.settle(r, s) {
+			return errAborted
+		}
 		// A silent router is healthy; one that stops inside a message is not.
 		var deadline time.Time
-		if len(s.buf) > 0 {
+		switch {
+		case len(s.buf) > 0:
 			deadline = time.Now().Add(c.o.ReadTimeout)
+		case r.unsettled():
+			deadline = time.Now().Add(settleEvery)
 		}
 		if err := s.conn.SetReadDeadline(deadline); err != nil {
 			return err
@@ -433,6 +443,8 @@ func (c *Collector) read(r *router, s *session) error {
 				return errCutShort
 			case errors.Is(err, io.EOF):
 				return errClosed
+			case errors.Is(err, os.ErrDeadlineExceeded) && len(s.buf) == 0:
+				continue
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				return errStalled
 			case errors.Is(err, net.ErrClosed) && s.restart.Load():
@@ -503,15 +515,23 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 			return b, err
 		}
 		msg := b[:n]
-		if !r.pmacct {
-			before := r.facts.waited
-			r.spool.note(msg)
-			if !c.append(r, s, s.id, hold.Message, now, msg) {
-				return nil, errAborted
-			}
-			waited = waited || r.facts.waited != before
+		body, news := msg, true
+		if r.routes.Table != nil {
+			body, news = c.learn(r, msg, now)
 		}
 		t := bmp.Type(msg)
+		before := r.facts.waited
+		if !r.pmacct && news {
+			r.spool.note(msg)
+			if !c.append(r, s, s.id, hold.Message, now, body) {
+				r.stream.Lost() // the table has it, but the log has not
+				return nil, errAborted
+			}
+		}
+		if !c.tidy(r, s, s.id, now, t == bmp.TypePeerDown) {
+			return nil, errAborted
+		}
+		waited = waited || r.facts.waited != before
 		c.counts.byType[min(t, byte(len(c.counts.byType)-1))].Add(1)
 		if t != bmp.TypeRouteMonitoring {
 			r.facts.note(msg)

@@ -50,6 +50,7 @@ func (c *Collector) Status() control.Status {
 	}
 	c.sinkStatus(&st, now)
 	c.besideStatus(&st, now)
+	c.tableStatus(&st)
 	st.Sessions = control.Sessions{
 		Now: int(c.open.Load()), Max: c.o.MaxSessions, Accepted: c.counts.accepted.Load(),
 		Refused: map[string]uint64{
@@ -249,6 +250,7 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 	if r.stream.Wanted() {
 		cr.Behind = cr.Held
 	}
+	cr.Table = r.routes.status()
 	if s := r.session; s != nil {
 		cr.Session = &control.Session{ID: s.id, Port: int(s.addr.Port()), Since: c.clock.toTime(s.accepted)}
 	}

@@ -1,0 +1,353 @@
+package collector
+
+import (
+	"bytes"
+	"errors"
+	"time"
+
+	"github.com/bmpha/bmpha/pkg/bmp"
+	"github.com/bmpha/bmpha/pkg/control"
+	"github.com/bmpha/bmpha/pkg/gate"
+	"github.com/bmpha/bmpha/pkg/hold"
+	"github.com/bmpha/bmpha/pkg/table"
+)
+
+// TableOptions say what is kept of the routers' routes, and what for.
+type TableOptions struct {
+	Hashes bool  // only what tells news from repetition, no attributes
+	Memory int64 // bytes of all tables; 0: no limit
+	// Diff leaves out of a table that a router sends again what Kafka has from
+	// here already, and tells what has vanished.
+	Diff bool
+	// RIB is that of the encoder: every route that vanishes is told.
+	RIB bool
+}
+
+// What the table knew of a message's routes stands behind the message in its log
+// entry, so that its records can be made at any later time, and again. Routes that
+// go without a message have entries of their own, which begin with vanished, as no
+// BMP message does.
+const vanished = 0
+
+// Behind a Peer Up stands resumed if it is about the BGP session of which the one
+// in the session before was: then it makes no record.
+const resumed = 1
+
+const (
+	// settleAfter is for how long a router must not have mentioned anything that it
+	// had said in the session before, until the rest of that is taken to be gone.
+	settleAfter = int64(10 * time.Second / time.Microsecond)
+	settleEvery = time.Second // how often that is looked at
+
+	tidyStep  = 256      // routes that go while the router's lock is held
+	tidyBytes = 16 << 10 // of an entry that tells of them
+	tidyMost  = 64       // steps at a time where nobody waits for the end of it
+)
+
+// A routes is a router's table and what is being done about it. The router's lock
+// guards it.
+type routes struct {
+	*table.Table        // nil: none is kept
+	off          string // why none is kept any more; "" if one is, or never was
+
+	notes table.Notes
+	gone  table.Gone
+	ready [][]byte // bodies of entries about routes that went, not yet in the log
+	body  []byte   // of the next entry
+
+	ground gate.Ground // whether what comes again needs to be sent again
+	again  uint64      // routes that came again and were left out
+
+	settled  bool  // nothing is left of the session before
+	lookedAt int64 // when that was last asked
+	behindAt int64 // when there was last more to read than was read
+}
+
+// openTable begins a session of r. The caller holds the router's lock.
+func (c *Collector) openTable(r *router, now int64) {
+	t := &r.routes
+	if t.off != "" { // there may be room now
+		t.off, t.Table = "", c.newTable()
+	}
+	if t.Table == nil {
+		return
+	}
+	t.ground.Opened(r.stream)
+	t.settled, t.lookedAt, t.behindAt = false, now, now
+	t.Open(now + c.clock.wall.Load())
+}
+
+// closeTable ends a session of r. The caller holds the router's lock.
+func (c *Collector) closeTable(r *router) {
+	t := &r.routes
+	if t.Table != nil {
+		t.ground.Closed(r.stream, t.Summary().Stale == 0)
+	}
+}
+
+func (c *Collector) newTable() *table.Table {
+	if c.store == nil {
+		return nil
+	}
+	return table.NewTable(c.store, table.Options{Hashes: c.o.Table.Hashes})
+}
+
+// learn takes a message into the table and returns what is to be in the log for
+// it. It reports false if that is nothing, because all that it says was sent
+// before. The caller holds the router's lock.
+func (c *Collector) learn(r *router, msg []byte, now int64) (body []byte, news bool) {
+	t := &r.routes
+	sent := c.o.Table.Diff && t.ground.Holds(r.stream) && c.fwd.mayHand()
+	t.notes.Values = c.o.Table.RIB
+	t.notes.Reset()
+	again := uint64(0)
+	err := t.Apply(msg, now+c.clock.wall.Load(), func(ch *table.Change) {
+		known := sent && ch.Kind == table.Announced && ch.Same && ch.Before.Stale && ch.Resumed
+		if known {
+			again++
+		}
+		t.notes.Add(ch, known)
+	})
+	switch {
+	case errors.Is(err, table.ErrStoreFull) || errors.Is(err, table.ErrTooManyRoutes):
+		c.giveUp(r, err.Error())
+		return msg, true
+	case err != nil: // the encoder says what it is
+		return msg, true
+	case bmp.Type(msg) == bmp.TypePeerUp:
+		t.settled = false
+		if sent && t.Resumed(msg) {
+			// It is needed to decode what follows, but those who build a table
+			// would start over with it.
+			t.body = append(append(t.body[:0], msg...), resumed)
+			return t.body, true
+		}
+	}
+	t.again += again
+	if t.notes.Silent() {
+		return nil, false
+	}
+	t.body = t.notes.Append(append(t.body[:0], msg...))
+	return t.body, true
+}
+
+// giveUp does without a table of r from now on. The caller holds the router's
+// lock.
+func (c *Collector) giveUp(r *router, why string) {
+	t := &r.routes
+	if t.Table == nil {
+		return
+	}
+	r.log.Error("the router's table is given up: it is treated as without one", "reason", why)
+	c.leave(t.Table)
+	*t = routes{off: why, again: t.again}
+}
+
+// leave gives a table's memory back in the course of time.
+func (c *Collector) leave(t *table.Table) {
+	t.Close(0) // empty from now on
+	c.left.Lock()
+	c.left.tables = append(c.left.tables, t)
+	c.left.Unlock()
+}
+
+// closeMost is how many routes are released at a time.
+const closeMost = 100_000
+
+// releaseLeft goes on with what leave has begun.
+func (c *Collector) releaseLeft() {
+	c.left.Lock()
+	tables := c.left.tables
+	c.left.tables = nil
+	c.left.Unlock()
+	for i, t := range tables {
+		if t.Close(closeMost) {
+			c.left.Lock()
+			c.left.tables = append(c.left.tables, tables[i:]...)
+			c.left.Unlock()
+			return
+		}
+	}
+}
+
+// tidy appends what the table has lost since the last message, in steps between
+// which others can have the router's lock, which the caller holds. byMessage is
+// set when a message has said so that makes records. It reports false when the
+// source was ended.
+func (c *Collector) tidy(r *router, s source, id uint32, now int64, byMessage bool) bool {
+	t := &r.routes
+	for t.Table != nil && c.tidyMore(t, byMessage) {
+		for len(t.ready) > 0 {
+			if !c.append(r, s, id, hold.Message, now, t.ready[0]) {
+				return false // goes on in the next session
+			}
+			t.ready = t.ready[1:]
+		}
+		r.mu.Unlock()
+		r.mu.Lock()
+	}
+	return true
+}
+
+// tidyMore goes on with what the table has lost and reports whether there was
+// anything.
+func (c *Collector) tidyMore(t *routes, byMessage bool) bool {
+	if len(t.ready) > 0 {
+		return true
+	}
+	if t.Pending() == 0 {
+		return false
+	}
+	if !c.o.Table.RIB && (!c.o.Table.Diff || byMessage) || c.o.NoDecode {
+		t.Tidy(tidyStep, nil)
+		return true
+	}
+	put := func() {
+		t.ready = append(t.ready, append([]byte{vanished}, t.gone.Bytes()...))
+		t.gone.Reset()
+	}
+	t.Tidy(tidyStep, func(ch *table.Change) {
+		if t.gone.Add(ch); t.gone.Len() >= tidyBytes {
+			put()
+		}
+	})
+	if t.gone.Routes() > 0 {
+		put()
+	}
+	return true
+}
+
+// settle ends dumps of which nothing has come for long. It reports false when the
+// session must end.
+func (c *Collector) settle(r *router, s *session) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := &r.routes
+	now := c.clock.now()
+	if r.behind {
+		t.behindAt = now
+	}
+	if t.Table == nil || t.settled || now-t.lookedAt < micros(settleEvery) {
+		return true
+	}
+	t.lookedAt = now
+	if now-t.behindAt < settleAfter {
+		return true
+	}
+	if t.Settle(now-settleAfter+c.clock.wall.Load()) && !c.tidy(r, s, s.id, now, false) {
+		return false
+	}
+	t.settled = t.Summary().Settled
+	return true
+}
+
+// unsettled reports whether settle has to be called again even if nothing comes.
+func (r *router) unsettled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.routes.Table != nil && !r.routes.settled
+}
+
+// tendTables tells of the routes of routers that are gone for good, as pmacct with
+// a table does at the end of a session. It waits until it is certain that no other
+// collector hears the router: what has vanished here is then not gone.
+func (c *Collector) tendTables(now int64) {
+	if c.store == nil {
+		return
+	}
+	c.releaseLeft()
+	if !c.o.Table.RIB {
+		return
+	}
+	wait := 2 * micros(c.o.Expiry)
+	if c.o.Table.Diff {
+		wait = forgetAfter / 2
+	}
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		c.expire(r, now, wait)
+		r.mu.Unlock()
+	}
+}
+
+// expire tells of the routes of r if it has gone.
+func (c *Collector) expire(r *router, now, wait int64) {
+	t := &r.routes
+	closed := r.facts.closedAt
+	if t.Table == nil || r.pmacct || r.session != nil || r.newest > r.last || closed == 0 || now-closed < wait ||
+		r.flushing || c.closing.Load() || !r.stream.Wanted() {
+		return
+	}
+	if t.Routes()+t.Pending()+len(t.ready) == 0 {
+		return
+	}
+	t.Clear() // again at each turn until Tidy is through
+	id := c.nextID.Add(1)
+	silent := append(bytes.Clone(r.opened[:]), 1)
+	if !c.put(r, hold.Opened, id, now, silent) {
+		return
+	}
+	for range tidyMost {
+		if !c.tidyMore(t, false) {
+			break
+		}
+		for len(t.ready) > 0 && c.put(r, hold.Message, id, now, t.ready[0]) {
+			t.ready = t.ready[1:]
+		}
+		if len(t.ready) > 0 {
+			break // no room: at the next turn
+		}
+	}
+	c.put(r, hold.Closed, id, now, nil) // has room always
+	c.fwd.wake(r)
+}
+
+// Tables returns the tables of all routers that have one. Those of routers that
+// pmacct makes the records of are among them, if their sessions come through here.
+func (c *Collector) Tables() []control.RouterTable {
+	var all []control.RouterTable
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		if r.routes.Table != nil {
+			t := control.RouterTable{Router: r.identity, Address: r.addr, State: "down", Table: r.routes.Table, Hashes: c.o.Table.Hashes}
+			if r.session != nil {
+				t.State = "up"
+			}
+			all = append(all, t)
+		}
+		r.mu.Unlock()
+	}
+	return all
+}
+
+// status says what there is.
+func (t *routes) status() *control.RouterRoutes {
+	switch {
+	case t.off != "":
+		return &control.RouterRoutes{GivenUp: t.off, Repeated: t.again}
+	case t.Table == nil:
+		return nil
+	}
+	s := t.Summary()
+	return &control.RouterRoutes{Routes: uint64(s.Routes), Stale: uint64(s.Stale), Bytes: uint64(s.Bytes), Repeated: t.again}
+}
+
+// tableStatus fills in what all tables take. The routers are there already.
+func (c *Collector) tableStatus(st *control.Status) {
+	if c.store == nil {
+		return
+	}
+	t := &control.Tables{
+		Kept: control.TablesFull, AttributeSets: uint64(c.store.AttributeSets()),
+		Used: uint64(c.store.Bytes()), Limit: uint64(c.o.Table.Memory),
+	}
+	if c.o.Table.Hashes {
+		t.Kept = control.TablesState
+	}
+	for i := range st.Routers {
+		if r := st.Routers[i].Table; r != nil {
+			t.Routes += r.Routes
+		}
+	}
+	st.Tables = t
+}
