@@ -15,8 +15,8 @@ import (
 // routesAtOnce is how many routes a RoutePrinter sorts and lines up.
 const routesAtOnce = 5000
 
-// A RoutePrinter writes routes as a table for people, in the order of prefixes and
-// routers. It keeps some thousands of them at most; those beyond are sorted among
+// A RoutePrinter writes routes as a table for people, in the order of prefixes,
+// routers, peers and RIBs. It keeps some thousands of them at most; those beyond are sorted among
 // themselves.
 type RoutePrinter struct {
 	w    io.Writer
@@ -31,6 +31,7 @@ type RoutePrinter struct {
 
 type routeRow struct {
 	prefix netip.Prefix
+	peer   netip.Addr
 	Route
 }
 
@@ -71,6 +72,7 @@ func (p *RoutePrinter) Line(line []byte) error {
 		return fmt.Errorf("read a route: %w", err)
 	}
 	r.prefix, _ = netip.ParsePrefix(r.Prefix) // sorted first where it is none
+	r.peer, _ = netip.ParseAddr(r.PeerIP)
 	if p.rows = append(p.rows, r); len(p.rows) < routesAtOnce {
 		return nil
 	}
@@ -84,7 +86,9 @@ func (p *RoutePrinter) Flush() error {
 	}
 	slices.SortStableFunc(p.rows, func(a, b routeRow) int {
 		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()),
-			strings.Compare(a.RD, b.RD), strings.Compare(a.Router, b.Router))
+			strings.Compare(a.RD, b.RD), strings.Compare(a.Router, b.Router), a.peer.Compare(b.peer),
+			cmp.Compare(slices.Index(RIBWords[:], a.RIB), slices.Index(RIBWords[:], b.RIB)),
+			cmp.Compare(a.SAFI, b.SAFI), cmp.Compare(a.PathID, b.PathID))
 	})
 	p.grid.rows, p.grid.colors = p.grid.rows[:0], p.grid.colors[:0]
 	p.grid.above, p.grid.below = make(map[int]string), make(map[int]string)

@@ -330,6 +330,8 @@ func TestRouteLines(t *testing.T) {
 	show("routes-80", lines, 80, false, false)
 	show("routes-80-wide", lines, 80, false, true)
 	show("routes-color", lines, 140, true, false)
+	slices.Reverse(lines) // the order in which they come does not matter
+	show("routes", lines, 140, false, false)
 	some, _ := ask(t, tables, "prefix=203.0.113.9")
 	show("address", some, 120, false, false)
 }
