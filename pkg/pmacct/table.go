@@ -106,6 +106,9 @@ func appendRouteTail(dst []byte, p *bmp.PerPeer, as uint32, msgType string) []by
 	return append(dst, '"')
 }
 
+// withdrawnLabel is what withdrawals have in place of a label, RFC 8277 section 2.4.
+var withdrawnLabel = []byte{0x80, 0, 0}
+
 // Gone appends the records of routes that are gone without a message that
 // withdrew them; body is made by table.Gone. They are delete records with
 // Options.RIB, withdrawals without attributes otherwise. at is the time of it, in
@@ -128,6 +131,8 @@ func (s *Session) Gone(b *record.Batch, o *record.Origin, at int64, body []byte)
 		var attrs []byte
 		if s.enc.rib {
 			attrs = s.storedText(&c.Before)
+		} else if len(c.Before.Labels) == 0 {
+			c.Before.Labels = withdrawnLabel
 		}
 		w.write(kind, msgType, at, &c.Route, &c.Before, attrs)
 	}
@@ -145,14 +150,14 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // AppendRoute appends the members of a JSON object that tell of a route, as they
 // stand in records, without braces: afi, safi, ip_prefix, and as far as there are
 // any as_path_id, its attributes from bgp_nexthop to otc, rd and rd_origin,
-// mpls_label. A withdrawn route has no attributes. The peer distinguisher is not
-// of the route.
+// mpls_label. Without attributes are routes that were withdrawn, and those of a
+// table that keeps hashes only. The peer distinguisher is not of the route.
 func AppendRoute(dst []byte, r *table.Route) []byte {
 	dst = appendFamily(dst, r.Family)
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	s.attrs = s.attrs[:0]
-	if !r.Withdrawn {
+	if !r.Withdrawn && len(r.Attrs) != 0 {
 		s.attrs = s.appendStored(s.attrs, &r.Value)
 	}
 	var a [16]byte

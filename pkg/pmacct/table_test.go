@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/bmpha/bmpha/pkg/bgp"
 	"github.com/bmpha/bmpha/pkg/bmp"
 	"github.com/bmpha/bmpha/pkg/record"
 	"github.com/bmpha/bmpha/pkg/replay"
@@ -470,6 +471,29 @@ func TestNotesMissing(t *testing.T) {
 	}
 	if err := s.Gone(&b, nil, 1, []byte("damaged")); err == nil {
 		t.Error("no error")
+	}
+}
+
+// TestNoValue: what a table without attributes has of a route.
+func TestNoValue(t *testing.T) {
+	_, s := newSession(t, Options{})
+	c := table.Change{Kind: table.Swept}
+	c.Route.RIB, c.Family, c.Prefix = &table.RIB{}, bgp.IPv4Labelled, netip.MustParsePrefix("10.0.0.0/8")
+	var g table.Gone
+	g.Add(&c)
+	g.Add(&c)
+	var b record.Batch
+	if err := s.Gone(&b, nil, 1, g.Bytes()); err != nil || b.Len() != 2 {
+		t.Fatal(b.Len(), err)
+	}
+	for _, v := range values(&b) {
+		if field(v, "mpls_label") != "524288" || strings.Contains(v, "as_path") {
+			t.Error(v)
+		}
+	}
+	want := `"afi": 1, "safi": 4, "ip_prefix": "10.0.0.0/8", "mpls_label": "0"`
+	if got := string(AppendRoute(nil, &c.Route)); got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 
