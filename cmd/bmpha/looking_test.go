@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -104,5 +106,50 @@ func TestLookingGlass(t *testing.T) {
 	}
 	if len(got) != 2 || len(got[0].Peers) != 1 || got[0].Peers[0].AS != 64501 || got[0].SysName != "edge-1" || !got[0].Peers[0].Since.Equal(smallTime) {
 		t.Errorf("peers as JSON: %+v", got)
+	}
+}
+
+// The active and the standby both show the table that the router has.
+func TestLookingGlassOfCollectors(t *testing.T) {
+	t.Parallel()
+	l := newLab(t).consume(1)
+	a := l.start("a", "BMPHA_TABLE=full")
+	a.role(control.RoleActive)
+	b := l.start("b", "BMPHA_TABLE=full")
+	b.role(control.RoleStandby)
+	r := l.numbered(500, a, b)
+	l.more(500)
+	l.complete(r)
+	want := make(map[string]int)
+	for k := range r.Table() {
+		want[k.Prefix]++
+	}
+	for _, m := range []*member{a, b} {
+		l.until("the table of "+m.name, func() error {
+			o := l.command("routes", "--all", "--json", "--socket", m.socket)
+			got := make(map[string]int)
+			for line := range strings.Lines(o.out) {
+				var route control.Route
+				l.must(json.Unmarshal([]byte(line), &route))
+				got[route.Prefix]++
+			}
+			if o.code != 0 || !maps.Equal(got, want) {
+				return fmt.Errorf("exit code %d, %d prefixes, want %d: %s", o.code, len(got), len(want), o.errOut)
+			}
+			return nil
+		})
+		for prefix := range want {
+			if o := l.command("routes", prefix, "--exact", "--socket", m.socket); o.code != 0 || !strings.Contains(o.out, "\n"+prefix+" ") {
+				t.Errorf("%s: %s: exit code %d\n%s%s", m.name, prefix, o.code, o.out, o.errOut)
+			}
+			break
+		}
+		if o := l.command("peers", "--socket", m.socket); o.code != 0 || !strings.Contains(o.out, "session up: ") {
+			t.Errorf("%s: peers: exit code %d\n%s%s", m.name, o.code, o.out, o.errOut)
+		}
+	}
+	off := l.start("c") // table: auto, and nothing needs one
+	if o := l.command("routes", "--all", "--socket", off.socket); o.code != control.ExitNoTable {
+		t.Errorf("without table: full: exit code %d\n%s%s", o.code, o.out, o.errOut)
 	}
 }
