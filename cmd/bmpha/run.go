@@ -259,7 +259,7 @@ func beside(o *collector.Options, cfg *config.Config, log *slog.Logger) {
 	if r := &cfg.Relay; len(r.To) > 0 {
 		o.Relay = &relay.Options{
 			Targets: r.To, Proxy: r.Proxy, Buffer: r.Buffer, Parallel: r.Parallel,
-			Resync: r.Resync == config.ResyncReset, Log: log,
+			Resync: r.Resync != config.ResyncNone, Replay: r.Resync == config.ResyncReplay, Log: log,
 		}
 		if o.NoDecode {
 			// A router need not go faster than the pmacct that makes its records,

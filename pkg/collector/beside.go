@@ -195,7 +195,7 @@ func (c *Collector) besideStatus(st *control.Status, now int64) {
 			st.Relay = append(st.Relay, control.RelayTarget{
 				Address: t.Address, State: relayStates[t.State], Since: t.Since, Sessions: t.Sessions, Waiting: t.Waiting,
 				Buffered: uint64(t.Buffered), Limit: uint64(c.o.Relay.Buffer), Bytes: t.Bytes, Cut: t.Cuts,
-				Lost: t.Lost, Resets: t.Resets, LastError: t.LastError, Paused: c.paused.Load(),
+				Lost: t.Lost, Resets: t.Resets, Replays: t.Replays, Replaying: t.Replaying, LastError: t.LastError, Paused: c.paused.Load(),
 			})
 		}
 	}

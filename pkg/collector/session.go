@@ -250,8 +250,11 @@ func (s *session) fill(maxMessage int) error {
 	s.buf = s.buf[:len(s.buf)+n]
 	s.emptied = n < room
 	if n > 0 {
-		if s.relay != nil && !s.relay.Write(s.buf[len(s.buf)-n:]) {
-			return net.ErrClosed
+		if s.relay != nil {
+			s.relay.Join(s.buf[:len(s.buf)-n])
+			if !s.relay.Write(s.buf[len(s.buf)-n:]) {
+				return net.ErrClosed
+			}
 		}
 		return nil
 	}
@@ -303,7 +306,7 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 		r.restart, s.redump = false, c.clock.now()+redumpMost
 	}
 	if r.pmacct {
-		c.openTable(r, s.accepted)
+		c.openTable(r, s)
 		r.cond.Broadcast()
 		return true, false
 	}
@@ -311,7 +314,7 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 	r.caughtUp, r.behind = s.accepted, false
 	r.spool.opened()
 	r.opened = openedBody(s.addr)
-	c.openTable(r, s.accepted)
+	c.openTable(r, s)
 	if !c.append(r, s, s.id, hold.Opened, s.accepted, r.opened[:]) || !c.tidy(r, s, s.id, s.accepted, false) {
 		r.session = nil
 		r.cond.Broadcast()
@@ -416,7 +419,7 @@ func (c *Collector) read(r *router, s *session) error {
 			r.log.Warn("session is not BMP any more: passed on, not decoded", "session", s.id, "error", err)
 			r.mu.Lock()
 			r.facts.opaque = true
-			c.giveUp(r, "its session is not BMP")
+			c.giveUp(r, s, "its session is not BMP")
 			r.mu.Unlock()
 			continue
 		}
@@ -517,7 +520,7 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 		msg := b[:n]
 		body, news := msg, true
 		if r.routes.Table != nil {
-			body, news = c.learn(r, msg, now)
+			body, news = c.learn(r, s, msg, now)
 		}
 		t := bmp.Type(msg)
 		before := r.facts.waited

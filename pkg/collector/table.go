@@ -63,9 +63,9 @@ type routes struct {
 	behindAt int64 // when there was last more to read than was read
 }
 
-// openTable begins a session of r. The caller holds the router's lock.
-func (c *Collector) openTable(r *router, now int64) {
-	t := &r.routes
+// openTable begins session s of r. The caller holds the router's lock.
+func (c *Collector) openTable(r *router, s *session) {
+	t, now := &r.routes, s.accepted
 	if t.off != "" { // there may be room now
 		t.off, t.Table = "", c.newTable()
 	}
@@ -75,6 +75,13 @@ func (c *Collector) openTable(r *router, now int64) {
 	t.ground.Opened(r.stream)
 	t.settled, t.lookedAt, t.behindAt = false, now, now
 	t.Open(now + c.clock.wall.Load())
+	switch {
+	case s.relay == nil:
+	case c.o.Table.Hashes || s.opaque:
+		s.relay.Table(nil)
+	default:
+		s.relay.Table(t.Table)
+	}
 }
 
 // closeTable ends a session of r. The caller holds the router's lock.
@@ -92,16 +99,20 @@ func (c *Collector) newTable() *table.Table {
 	return table.NewTable(c.store, table.Options{Hashes: c.o.Table.Hashes})
 }
 
-// learn takes a message into the table and returns what is to be in the log for
+// learn takes a message of s into the table and returns what is to be in the log for
 // it. It reports false if that is nothing, because all that it says was sent
 // before. The caller holds the router's lock.
-func (c *Collector) learn(r *router, msg []byte, now int64) (body []byte, news bool) {
+func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []byte, news bool) {
 	t := &r.routes
 	sent := c.o.Table.Diff && t.ground.Holds(r.stream) && c.fwd.mayHand()
 	t.notes.Values = c.o.Table.RIB
 	t.notes.Reset()
 	again := uint64(0)
-	err := t.Apply(msg, now+c.clock.wall.Load(), func(ch *table.Change) {
+	apply := t.Apply
+	if s.relay != nil && !c.o.Table.Hashes {
+		apply = s.relay.Apply
+	}
+	err := apply(msg, now+c.clock.wall.Load(), func(ch *table.Change) {
 		known := sent && ch.Kind == table.Announced && ch.Same && ch.Before.Stale && ch.Resumed
 		if known {
 			again++
@@ -110,7 +121,7 @@ func (c *Collector) learn(r *router, msg []byte, now int64) (body []byte, news b
 	})
 	switch {
 	case errors.Is(err, table.ErrStoreFull) || errors.Is(err, table.ErrTooManyRoutes):
-		c.giveUp(r, err.Error())
+		c.giveUp(r, s, err.Error())
 		return msg, true
 	case err != nil: // the encoder says what it is
 		return msg, true
@@ -131,14 +142,17 @@ func (c *Collector) learn(r *router, msg []byte, now int64) (body []byte, news b
 	return t.body, true
 }
 
-// giveUp does without a table of r from now on. The caller holds the router's
-// lock.
-func (c *Collector) giveUp(r *router, why string) {
+// giveUp does without a table of r for the rest of s. The caller holds the
+// router's lock.
+func (c *Collector) giveUp(r *router, s *session, why string) {
 	t := &r.routes
 	if t.Table == nil {
 		return
 	}
 	r.log.Error("the router's table is given up: it is treated as without one", "reason", why)
+	if s.relay != nil {
+		s.relay.Table(nil)
+	}
 	c.leave(t.Table)
 	*t = routes{off: why, again: t.again}
 }
@@ -308,10 +322,10 @@ func (c *Collector) Tables() []control.RouterTable {
 	var all []control.RouterTable
 	for _, r := range c.routers.all() {
 		r.mu.Lock()
-		if r.routes.Table != nil {
-			t := control.RouterTable{Router: r.identity, Address: r.addr, State: "down", Table: r.routes.Table, Hashes: c.o.Table.Hashes}
+		if r.routes.Table != nil || r.routes.off != "" {
+			t := control.RouterTable{Router: r.identity, Address: r.addr, State: control.SessionDown, Table: r.routes.Table, Off: r.routes.off, Hashes: c.o.Table.Hashes}
 			if r.session != nil {
-				t.State = "up"
+				t.State = control.SessionUp
 			}
 			all = append(all, t)
 		}

@@ -124,7 +124,7 @@ func beside() *Status {
 	s.Relay = []RelayTarget{
 		{
 			Address: "127.0.0.1:1791", State: RelayUp, Since: ago(70 * time.Hour), Sessions: 2, Limit: 64 << 20,
-			Bytes: 1_235_135_780, Resets: 5,
+			Bytes: 1_235_135_780, Resets: 5, Replays: 2, Replaying: 1,
 		},
 	}
 	s.Intake = &Intake{

@@ -432,6 +432,8 @@ var metrics = []metric{
 	relayCounter("cut_sessions_total", "Sessions cut because the target's buffer was full.", func(t *RelayTarget) uint64 { return t.Cut }),
 	relayCounter("lost_connections_total", "Connections that the target ended or refused.", func(t *RelayTarget) uint64 { return t.Lost }),
 	relayCounter("reset_sessions_total", "Router sessions closed so that they start over for the target.", func(t *RelayTarget) uint64 { return t.Resets }),
+	relayCounter("replayed_sessions_total", "Router sessions replayed for the target from their table, or begun to be.", func(t *RelayTarget) uint64 { return t.Replays }),
+	relayGauge("replaying_sessions", "Router sessions that are being replayed for the target.", func(t *RelayTarget) float64 { return float64(t.Replaying) }),
 
 	intakeGauge("producers", "Producers that are connected.", func(n *Intake) float64 { return float64(len(n.Producers)) }),
 	// A producer's port is no label: pmacct makes a producer for every table dump.

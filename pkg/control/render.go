@@ -531,6 +531,9 @@ func (t *RelayTarget) words(now time.Time) string {
 	if t.Waiting > 0 {
 		parts = append(parts, count(t.Waiting)+" to start over")
 	}
+	if t.Replaying > 0 {
+		parts = append(parts, count(t.Replaying)+" being replayed")
+	}
 	if t.Paused {
 		parts = append(parts, "PAUSED")
 	}

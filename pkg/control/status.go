@@ -280,10 +280,12 @@ type RelayTarget struct {
 	Waiting   int    `json:"waiting"`
 	Buffered  uint64 `json:"buffered_bytes"` // not yet taken by the target
 	Limit     uint64 `json:"limit_bytes"`
-	Bytes     uint64 `json:"bytes"`  // passed on
-	Cut       uint64 `json:"cut"`    // sessions cut because the buffer was full
-	Lost      uint64 `json:"lost"`   // connections that the target ended or refused
-	Resets    uint64 `json:"resets"` // router sessions closed so that they start over
+	Bytes     uint64 `json:"bytes"`     // passed on
+	Cut       uint64 `json:"cut"`       // sessions cut because the buffer was full
+	Lost      uint64 `json:"lost"`      // connections that the target ended or refused
+	Resets    uint64 `json:"resets"`    // router sessions closed so that they start over
+	Replays   uint64 `json:"replays"`   // sessions replayed from the router's table, or begun to be
+	Replaying int    `json:"replaying"` // that are being replayed now
 	LastError string `json:"last_error,omitempty"`
 	Paused    bool   `json:"paused"` // held back, because what it makes would find no room
 }
