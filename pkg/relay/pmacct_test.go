@@ -3,12 +3,17 @@ package relay
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/bmpha/bmpha/pkg/bmp"
 	"github.com/bmpha/bmpha/pkg/rig"
+	"github.com/bmpha/bmpha/pkg/table"
 )
 
 // events returns how often pmbmpd has written each event of each router.
@@ -97,4 +102,101 @@ func TestPmbmpd(t *testing.T) {
 			t.Errorf("pmbmpd has seen us: %s", what)
 		}
 	}
+}
+
+// routesOf folds what pmbmpd has written of the last session of a router into the
+// routes that are left.
+func routesOf(t *testing.T, file string) map[string]string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil
+	}
+	routes := make(map[string]string)
+	for line := range bytes.Lines(b) {
+		var e map[string]any
+		if json.Unmarshal(line, &e) != nil {
+			continue
+		}
+		peer := fmt.Sprint(e["peer_ip"], e["rd"])
+		key := fmt.Sprint(peer, e["is_post"], e["is_out"], e["is_loc"], e["afi"], e["safi"], e["ip_prefix"], e["as_path_id"])
+		switch {
+		case e["event_type"] == "log_init":
+			clear(routes)
+		case e["bmp_msg_type"] == "peer_down":
+			maps.DeleteFunc(routes, func(k, _ string) bool { return len(k) > len(peer) && k[:len(peer)] == peer })
+		case e["bmp_msg_type"] != "route_monitor" || e["ip_prefix"] == nil:
+		case e["log_type"] == "withdraw":
+			delete(routes, key)
+		default:
+			routes[key] = fmt.Sprint(e["as_path"], e["comms"], e["origin"], e["bgp_nexthop"], e["local_pref"], e["med"], e["label"], e["timestamp"])
+		}
+	}
+	return routes
+}
+
+// A pmbmpd that is killed and comes back while the router goes on has in the end
+// what one has that was never killed.
+func TestPmbmpdReplay(t *testing.T) {
+	rig.Require(t, rig.PmbmpdPart)
+	var files []string
+	var daemons []*rig.Pmbmpd
+	var addresses []string
+	for _, name := range []string{"stays", "dies"} {
+		file := filepath.Join(t.TempDir(), name)
+		d, err := rig.StartPmbmpd(t.Context(), rig.PmbmpdOptions{Config: []string{
+			"bmp_daemon_parse_proxy_header: true", "bmp_daemon_msglog_file: " + file, "bmp_daemon_msglog_output: json"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		files, daemons, addresses = append(files, file), append(daemons, d), append(addresses, d.Addr())
+	}
+	stream, err := os.ReadFile(filepath.Join("..", "capture", "frr.bmp"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, Options{Targets: addresses, Proxy: "v1", Resync: true, Replay: true})
+	r.step = 10
+	tab := table.NewTable(table.NewStore(), table.Options{})
+	s := r.Open(1, netip.MustParseAddrPort("192.0.2.1:40000"), local4, func() { t.Error("reset") })
+	s.Table(tab)
+	defer s.Close()
+	say := func(until int) {
+		for len(stream) > until {
+			n, err := bmp.Next(stream, 1<<20)
+			if err != nil || n == 0 {
+				t.Fatal(n, err)
+			}
+			s.Join(nil)
+			s.Write(stream[:n])
+			if err := s.Apply(stream[:n], 1, nil); err != nil {
+				t.Fatal(err)
+			}
+			stream = stream[n:]
+		}
+	}
+	half, all := len(stream)/2, len(stream)
+	say(half)
+	until(t, "both", func() bool { return r.Status()[1].Sessions == 1 && len(routesOf(t, files[1])) > 0 })
+	if err := daemons[1].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "down", func() bool { return r.Status()[1].State == Down })
+	if err := daemons[1].Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// The rest comes while it is found to be back, and replayed.
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for len(stream) > all/20 {
+		say(max(len(stream)-all/1000, 0))
+		<-tick.C
+	}
+	until(t, "the replay", func() bool { st := r.Status()[1]; return st.Replays == 1 && st.Replaying == 0 })
+	say(0)
+	until(t, "equal", func() bool {
+		one, two := routesOf(t, files[0]), routesOf(t, files[1])
+		return len(one) == tab.Routes() && maps.Equal(one, two)
+	})
+	t.Logf("%d routes in each, %+v", tab.Routes(), r.Status()[1])
 }
