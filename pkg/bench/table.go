@@ -36,6 +36,16 @@ func (r *run) table(ctx context.Context) ([]*table, error) {
 	t.note("%d CPUs; one goroutine for each role; latencies are those of single calls and include whatever else ran on the machine", runtime.GOMAXPROCS(0))
 	t.note("updates are messages of one known route with attributes that are known, too, one after the other; medians of %d times %s, with how much of that the thread had of a CPU", turns, number(updates))
 
+	busy, total0, err := machineCPU()
+	if err != nil {
+		return nil, err
+	}
+	self := selfCPU()
+	defer func() {
+		if b, all, err := machineCPU(); err == nil {
+			t.result("others used %.0f %% of the machine meanwhile; where that is much, times are theirs, too", 100*max(0, (b-busy-(selfCPU()-self)).Seconds()/(all-total0).Seconds()))
+		}
+	}()
 	before := resident()
 	s := store.NewStore()
 	tab := store.NewTable(s, store.Options{})
