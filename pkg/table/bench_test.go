@@ -144,9 +144,14 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// TestSizes: a value is as long as it looks.
+// TestSizes: a value is as long as it looks, and nodes are whole cache lines.
 func TestSizes(t *testing.T) {
 	if n := unsafe.Sizeof(value{}); n != 32 {
 		t.Errorf("a value takes %d bytes, want 32", n)
+	}
+	for words := 1; words <= maxWords; words++ {
+		if leafSize(words)%line != 0 || innerSize(words)%line != 0 {
+			t.Errorf("nodes of %d words take %d and %d bytes, not whole cache lines", words, leafSize(words), innerSize(words))
+		}
 	}
 }
