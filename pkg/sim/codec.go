@@ -16,6 +16,7 @@ const (
 	kindPeerDown
 	kindRoute
 	kindEndOfRIB
+	kindGone // a message of the collector's own: routes that the router is silent about
 )
 
 // A change is what one record says. Versions number everything that a router
@@ -23,6 +24,7 @@ const (
 type change struct {
 	kind     byte
 	dump     bool // part of a session's table dump
+	partial  bool // an End-of-RIB of a dump of which something was left out
 	withdraw bool
 	peer     byte
 	prefix   uint16
@@ -39,6 +41,9 @@ func appendChange(b []byte, c change) []byte {
 	if c.withdraw {
 		f |= 2
 	}
+	if c.partial {
+		f |= 4
+	}
 	b = append(b, c.kind, f, c.peer)
 	b = binary.BigEndian.AppendUint16(b, c.prefix)
 	b = binary.BigEndian.AppendUint32(b, c.version)
@@ -50,7 +55,7 @@ func parseChange(b []byte) (change, bool) {
 		return change{}, false
 	}
 	c := change{
-		kind: b[0], dump: b[1]&1 != 0, withdraw: b[1]&2 != 0, peer: b[2],
+		kind: b[0], dump: b[1]&1 != 0, withdraw: b[1]&2 != 0, partial: b[1]&4 != 0, peer: b[2],
 		prefix: binary.BigEndian.Uint16(b[3:]), version: binary.BigEndian.Uint32(b[5:]),
 	}
 	return c, b[9] == c.check() && c.kind <= kindEndOfRIB

@@ -87,6 +87,7 @@ type stream struct {
 	refused  bool
 	readable int64 // when the stream last had a reason not to read
 	fresh    bool  // nothing was encoded since the start
+	rib      *rib  // nil: a table that comes again is sent again
 }
 
 type input struct {
@@ -95,6 +96,10 @@ type input struct {
 	msg  []byte
 	it   item
 	at   int64 // true time of delivery
+
+	learned bool // the table has it
+	known   bool // and nothing of it needs to be sent
+	aborted bool // a Closed: what was delivered before need not be in the log
 }
 
 // A connection is the collector's end of a session.
@@ -132,6 +137,9 @@ func newProc(nd *node) *proc {
 				w.violate("I9: %s, router %d: %v", p.name(), r.id, err)
 			},
 		}, hold.NewLog(p.budget))
+		if w.diff {
+			st.rib = newRib()
+		}
 		p.streams = append(p.streams, st)
 	}
 	p.out = newProducer(p)
@@ -480,6 +488,7 @@ func (p *proc) accept(router int, s *session) *connection {
 	st := p.streams[router]
 	if st.conn != nil {
 		st.conn.finish()
+		st.abort(st.conn)
 	}
 	c := &connection{st: st, s: s, id: uint32(len(st.r.opens)), open: true}
 	st.conn = c
@@ -532,28 +541,31 @@ func (st *stream) drain() {
 	p := st.p
 	for len(st.input) > 0 {
 		in := &st.input[0]
-		now := p.local()
 		if p.w.opt.Defect == StandbyWaits && !st.gate.Wanted() && st.full() {
 			return
 		}
-		dropped := st.gate.Counters().Dropped
-		if !st.gate.Append(in.kind, in.conn.id, now, in.msg) {
-			if !st.refused {
-				p.w.fire(SenderFull)
-				p.w.tracef("%s: router %d waits for room", p.name(), st.r.id)
+		if t := st.rib; t != nil {
+			if t.open && !in.aborted && !st.tidy(in.conn) {
+				return
 			}
-			st.refused = true
+			if !in.learned {
+				in.learned = true
+				switch in.kind {
+				case hold.Opened:
+					st.opened(in.conn)
+				case hold.Message:
+					in.known = !st.learn(in)
+				}
+			}
+		}
+		if !in.known && !st.put(in.conn, in.kind, in.msg) {
 			return
 		}
-		if d := st.gate.Counters().Dropped - dropped; d > 0 {
-			p.w.fire(StandbyFull)
-			p.w.tracef("%s: router %d drops %d", p.name(), st.r.id, d)
-		}
-		st.refused = false
-		st.received++
-		st.arrivals = append(st.arrivals, now)
 		switch in.kind {
 		case hold.Message:
+			if !in.known && st.rib != nil {
+				st.note(in.it.changes)
+			}
 			for _, c := range in.it.changes {
 				if c.version != 0 && !c.dump {
 					h := &st.r.history[c.version]
@@ -565,7 +577,15 @@ func (st *stream) drain() {
 			}
 			in.conn.s.flight--
 			in.conn.s.pump()
+			if st.rib != nil && !st.tidy(in.conn) {
+				st.input[0] = input{}
+				st.input = st.input[1:]
+				return
+			}
 		case hold.Closed:
+			if st.rib != nil {
+				st.closed()
+			}
 			if st.conn == in.conn {
 				st.lagCheck()
 				st.conn = nil
@@ -574,6 +594,65 @@ func (st *stream) drain() {
 		st.input[0] = input{}
 		st.input = st.input[1:]
 	}
+}
+
+// append puts an entry of the collector's own into the log.
+func (st *stream) append(c *connection, kind byte, changes []change) bool {
+	msg := appendMessage(nil, 0, 0, changes)
+	msg[0] = kind
+	if !st.put(c, hold.Message, msg) {
+		return false
+	}
+	st.note(changes)
+	return true
+}
+
+// put appends to the log. It reports false when there is no room.
+func (st *stream) put(c *connection, kind hold.Kind, msg []byte) bool {
+	p := st.p
+	now := p.local()
+	dropped := st.gate.Counters().Dropped
+	if !st.gate.Append(kind, c.id, now, msg) {
+		if !st.refused {
+			p.w.fire(SenderFull)
+			p.w.tracef("%s: router %d waits for room", p.name(), st.r.id)
+		}
+		st.refused = true
+		return false
+	}
+	if d := st.gate.Counters().Dropped - dropped; d > 0 {
+		p.w.fire(StandbyFull)
+		p.w.tracef("%s: router %d drops %d", p.name(), st.r.id, d)
+	}
+	st.refused = false
+	st.received++
+	st.arrivals = append(st.arrivals, now)
+	return true
+}
+
+// abort gives up what an older session has delivered while there is no room for
+// it.
+func (st *stream) abort(c *connection) {
+	if st.rib == nil || !st.refused {
+		return
+	}
+	if in := &st.input[0]; in.kind == hold.Message && in.learned && st.p.w.opt.Defect != LossUntold {
+		st.gate.Lost()
+	}
+	kept := st.input[:0]
+	for i := range st.input {
+		switch in := &st.input[i]; {
+		case in.conn != c:
+			kept = append(kept, *in)
+		case in.kind == hold.Opened:
+			kept = append(kept, *in)
+		case in.kind == hold.Closed:
+			in.aborted = true
+			kept = append(kept, *in)
+		}
+	}
+	st.input = kept
+	st.p.w.fire(AbortedWhileFull)
 }
 
 // full reports whether the log holds all that it may; for a built-in mistake.

@@ -31,17 +31,28 @@
 //	I9  Decoding. No record is decoded with the state of another place in the
 //	    session.
 //	I10 A standby never makes a router wait.
+//	I11 Left out by right. What a router says again and a collector leaves out is,
+//	    at that moment, the last word in Kafka, or in the collector's own log on
+//	    its way there.
+//
+// In half of the runs a table that comes again is compared with what was said
+// before (redump: diff), by the rule of gate.Ground. Routes have so few values
+// that they often get one again that they had; I1 and I8 then compare values, but
+// only of a prefix of which the last word was left out.
 //
 // The consumer of I8 ignores a record without FlagShared whose token is smaller
 // than one that it has seen for the router: it comes from a sender that stood
 // still while another took over. At the End-of-RIB of a session it forgets what
-// was not named since that session's Peer Up.
+// was not named since that session's Peer Up, unless something was left out of
+// that dump: then each route that has vanished is withdrawn.
 //
 // Where the design says that a promise has an end, a run is excused instead of
 // failed, and counted: a standby that was full dropped what it had to (I1, I8);
 // a sender's session lagged behind the others' by more than the margin (I1, I7,
 // I8);
 // two senders, of which the one that was behind spoke last and then stopped (I8
-// only). A run with a single fault is not excused, unless the fault is that all
+// only); one that was cut off from Redis and sends beside another, which cannot
+// know of it and leaves out what the first has overtaken (I11, and I1 of that
+// prefix). A run with a single fault is not excused, unless the fault is that all
 // collectors were stopped or forced to be standby and had to drop.
 package sim

@@ -45,11 +45,17 @@ const (
 	RouterRestarts
 	PeerFlaps
 	SlowSession
-	SessionTwice // the router connects again while the old session seems open
-	Burst        // the whole table changes several times
-	SenderFull   // observed: a sender made its router wait
-	StandbyFull  // observed: a standby dropped
-	ClockOffset  // clocks of hosts and Redis differ
+	SessionTwice        // the router connects again while the old session seems open
+	SessionFlaps        // a session ends and opens several times, also within its dump
+	Burst               // the whole table changes several times
+	SenderFull          // observed: a sender made its router wait
+	StandbyFull         // observed: a standby dropped
+	AbortedWhileFull    // observed: of a session that ended what did not fit in the log is lost
+	RedumpLeftOut       // observed: a route that came again as it was is not sent again
+	RedumpLeftOutPartly // observed: and others of its message are
+	RedumpSentAgain     // observed: it is, because it may not be the last in Kafka
+	RedumpGone          // observed: a route was withdrawn because it did not come again
+	ClockOffset         // clocks of hosts and Redis differ
 	EqualTimestamps
 	faultCount
 )
@@ -61,8 +67,8 @@ var faultNames = [faultCount]string{
 	"redis restarts empty", "redis slow", "redis replies lost", "announcements lost", "cut active from redis",
 	"cut standby from redis", "kafka outage", "kafka slow", "kafka fails written", "kafka fails unwritten", "kafka rejects",
 	"cut active from kafka", "cut standby from kafka", "cut router from active", "cut router from standby",
-	"cut router from all", "router restarts", "peer flaps", "slow session", "session twice", "burst", "sender full",
-	"standby full", "clock offset", "equal timestamps",
+	"cut router from all", "router restarts", "peer flaps", "slow session", "session twice", "session flaps", "burst", "sender full",
+	"standby full", "aborted while full", "redump left out", "redump left out partly", "redump sent again", "redump gone", "clock offset", "equal timestamps",
 }
 
 func (f Fault) String() string { return faultNames[f] }
@@ -78,8 +84,11 @@ func Faults() []Fault {
 
 // observed faults are what others lead to.
 func (f Fault) observed() bool {
-	return f == SenderFull || f == StandbyFull || f == ClockOffset
+	return f >= SenderFull && f <= ClockOffset
 }
+
+// rare faults need runs made for them.
+func (f Fault) rare() bool { return f == AbortedWhileFull }
 
 // late faults count when they take effect.
 func (f Fault) late() bool {
@@ -98,11 +107,18 @@ const (
 	WindowOnly             // a standby forgets by age, whatever the sender has sent
 	StandbyWaits           // a full standby makes the router wait
 	ErrorsMeanAlone        // an error of Redis is taken for an empty list
+	GroundIgnored          // what comes again as it was is left out whoever has sent since
+	OthersUnseen           // or if another has sent only for a while
+	AlwaysWhole            // a session that was cut short is taken for one that has said everything
+	UnendedIsWhole         // or only one in which nothing is known that it has not said
+	NoSweep                // what does not come again is not withdrawn
+	LeaseUnseen            // the ground is trusted after the end of the lease
+	LossUntold             // the ground is not told that a message did not get into the log
 )
 
 func (d Defect) String() string {
 	return [...]string{"sound", "live before held", "pops on failure", "ignores the lease", "window only",
-		"standby waits", "errors mean alone"}[d]
+		"standby waits", "errors mean alone", "ground ignored", "others unseen", "always whole", "unended is whole", "no sweep", "lease unseen", "loss untold"}[d]
 }
 
 func (w *world) drawFaults() {
@@ -125,17 +141,25 @@ func (w *world) drawFaults() {
 			n = 2 + w.rng.IntN(9)
 		}
 	}
-	for range max(n, 0) {
-		f := from[w.rng.IntN(len(from))]
-		w.faults = append(w.faults, f)
-		at := w.between(4*sec, w.endAt)
-		if f == EqualTimestamps {
-			w.redis.coarse = true
-			w.after(3*sec, func() { w.redis.coarse = false })
-			continue
+	if w.opt.Only == nil && w.diff && n > 1 {
+		for range w.rng.IntN(4) {
+			w.draw(SessionFlaps)
 		}
-		w.after(at, func() { w.apply(f) })
 	}
+	for range max(n, 0) {
+		w.draw(from[w.rng.IntN(len(from))])
+	}
+}
+
+func (w *world) draw(f Fault) {
+	w.faults = append(w.faults, f)
+	at := w.between(4*sec, w.endAt)
+	if f == EqualTimestamps {
+		w.redis.coarse = true
+		w.after(3*sec, func() { w.redis.coarse = false })
+		return
+	}
+	w.after(at, func() { w.apply(f) })
 }
 
 // heal ends all faults.
@@ -357,6 +381,16 @@ func (w *world) apply(f Fault) {
 			r.sessions[p.node.id] = nil
 			r.connect(p.node.id)
 		})
+	case SessionFlaps:
+		nd := w.nodes[w.rng.IntN(len(w.nodes))]
+		if w.chance(0.7) {
+			on(true, func(p *proc) { nd = p.node })
+		}
+		if w.chance(0.7) { // so that there is time within a dump
+			nd.slow[r.id] = w.between(ms, 5*ms)
+			w.after(2*d, func() { nd.slow[r.id] = 0 })
+		}
+		w.flap(r, nd, 2+w.rng.IntN(6))
 	case Burst:
 		var burst func(n int)
 		burst = func(n int) {
@@ -377,6 +411,25 @@ func (p *proc) renew() {
 	p.do(0, func() {
 		p.el.Renew(p.local())
 		p.turn()
+	})
+}
+
+// flap ends n sessions, each some time after it has opened: half of them soon.
+func (w *world) flap(r *router, nd *node, n int) {
+	if n == 0 || w.now >= w.endAt {
+		return
+	}
+	if r.sessions[nd.id] == nil {
+		w.after(20*ms, func() { w.flap(r, nd, n) })
+		return
+	}
+	d := w.between(0, 200*ms)
+	if w.chance(0.5) {
+		d = w.between(0, 2*sec)
+	}
+	w.after(d, func() {
+		r.cut(nd.id)
+		w.flap(r, nd, n-1)
 	})
 }
 

@@ -126,20 +126,20 @@ func (pr *producer) send(i int) {
 
 func (pr *producer) transmit(i int, r *request) {
 	w, k, o := pr.p.w, pr.p.w.kafka, pr.streams[i]
-	retry := func() { pr.p.do(200*ms, func() { pr.transmit(i, r) }) }
+	retry := func(d int64) { pr.p.do(d, func() { pr.transmit(i, r) }) }
 	if k.down || pr.p.node.cutKafka {
-		retry()
+		retry(200 * ms)
 		return
 	}
 	at := max(o.lastAt, w.now+w.between(200, 3*ms)+w.between(0, k.slow))
 	o.lastAt = at
 	w.after(at-w.now, func() {
 		if k.down || pr.p.node.cutKafka {
-			retry()
+			retry(200 * ms)
 			return
 		}
 		if elder := o.flight[0]; len(o.flight) > 1 && elder != r && !elder.settled {
-			retry() // out of sequence
+			retry(5 * ms) // out of sequence
 			return
 		}
 		r.settled = true
@@ -222,6 +222,17 @@ type partition struct {
 	token  uint64
 	table  map[uint32]cell
 	sweeps map[sweepKey]int
+	begun  map[sweepKey]int            // as sweeps, of old tokens too
+	last   map[uint32]spoken           // what was written last about each prefix
+	sent   map[*proc]map[uint32]uint64 // as rib.wrote, of what was written
+}
+
+// spoken is a word about a prefix, whatever consumers make of it.
+type spoken struct {
+	value  byte // 0: it is withdrawn
+	at     int  // index of the record
+	by     *proc
+	shared bool
 }
 
 type cell struct {
@@ -257,7 +268,7 @@ func (a place) after(b place) bool {
 func newPartition(w *world, r *router) *partition {
 	return &partition{
 		w: w, r: r, copies: make(map[uint32]int), plain: make(map[uint32]bool), newest: make(map[uint32]uint32),
-		of: make(map[*proc]*sender), table: make(map[uint32]cell), sweeps: make(map[sweepKey]int),
+		of: make(map[*proc]*sender), table: make(map[uint32]cell), sweeps: make(map[sweepKey]int), begun: make(map[sweepKey]int), last: make(map[uint32]spoken), sent: make(map[*proc]map[uint32]uint64),
 	}
 }
 
@@ -330,12 +341,23 @@ func key(peer byte, prefix uint16) uint32 { return uint32(peer)<<16 | uint32(pre
 // consume follows what a consumer does, see the package comment.
 func (p *partition) consume(c *word) {
 	shared := c.header.Flags&record.FlagShared != 0
+	sweep := sweepKey{c.header.Instance, c.header.Session, c.peer}
 	word := func(k uint32) {
 		p.newest[k] = max(p.newest[k], c.version)
+		now := spoken{at: p.words, by: c.proc, shared: shared}
+		if c.kind == kindRoute && !c.withdraw {
+			now.value = content(k, c.version)
+		}
+		if from, ok := p.begun[sweep]; c.kind != kindEndOfRIB || ok && p.last[k].at < from {
+			p.last[k] = now
+		}
+		if p.sent[c.proc] == nil {
+			p.sent[c.proc] = make(map[uint32]uint64)
+		}
+		p.sent[c.proc][k] = c.header.Message + 1
 	}
 	stale := !shared && c.header.Token < p.token
 	p.token = max(p.token, c.header.Token)
-	sweep := sweepKey{c.header.Instance, c.header.Session, c.peer}
 	switch c.kind {
 	case kindRoute:
 		k := key(c.peer, c.prefix)
@@ -349,10 +371,13 @@ func (p *partition) consume(c *word) {
 			p.table[k] = cell{c.version, p.words, shared, c.proc}
 		}
 	case kindPeerDown, kindPeerUp:
-		if c.kind == kindPeerDown || c.dump {
+		if c.kind == kindPeerDown || c.dump && !p.w.diff {
 			for prefix := range p.r.prefixes {
 				word(key(c.peer, uint16(prefix)))
 			}
+		}
+		if c.kind == kindPeerUp {
+			p.begun[sweep] = p.words
 		}
 		if stale {
 			return
@@ -365,11 +390,19 @@ func (p *partition) consume(c *word) {
 			p.sweeps[sweep] = p.words
 		}
 	case kindEndOfRIB:
+		if p.w.diff && !c.partial {
+			for prefix := range p.r.prefixes {
+				word(key(c.peer, uint16(prefix)))
+			}
+		}
 		from, ok := p.sweeps[sweep]
 		if stale || !ok {
 			return
 		}
 		delete(p.sweeps, sweep)
+		if c.partial {
+			return // what was left out is as it was
+		}
 		for prefix := range p.r.prefixes {
 			k := key(c.peer, uint16(prefix))
 			if e, ok := p.table[k]; ok && e.touched < from {
@@ -377,4 +410,12 @@ func (p *partition) consume(c *word) {
 			}
 		}
 	}
+}
+
+// value is what a consumer has of a prefix, 0 for nothing.
+func (p *partition) value(k uint32) byte {
+	if e, ok := p.table[k]; ok {
+		return content(k, e.version)
+	}
+	return 0
 }

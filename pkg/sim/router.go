@@ -19,7 +19,9 @@ type router struct {
 	opens    []int64           // when sessions opened
 	down     bool
 
-	lagged string // why the margin was too small, "" if it never was
+	left   map[uint32]uint32 // last version of a prefix that a collector took for known
+	beside map[uint32]bool   // left out while another was sending too
+	lagged string            // why the margin was too small, "" if it never was
 }
 
 // said is what became of one version.
@@ -37,7 +39,7 @@ func newRouter(w *world, id int) *router {
 		w: w, id: id, name: "r" + string(rune('0'+id)),
 		peers: 1 + w.rng.IntN(3), prefixes: 4 + w.rng.IntN(30),
 		pace: w.between(20*ms, 200*ms), coalesce: w.chance(0.5),
-		table: make(map[uint32]uint32), history: make([]said, 1),
+		table: make(map[uint32]uint32), history: make([]said, 1), left: make(map[uint32]uint32), beside: make(map[uint32]bool),
 	}
 	r.up = make([]uint32, r.peers)
 	return r
@@ -231,7 +233,7 @@ func (r *router) connect(i int) {
 			}
 		}
 		flush()
-		s.enqueue(item{at: w.now, changes: []change{{kind: kindEndOfRIB, dump: true, peer: peer}}, cap: r.up[p]})
+		s.enqueue(item{at: w.now, changes: []change{{kind: kindEndOfRIB, dump: true, peer: peer, version: v}}, cap: r.up[p]})
 	}
 	s.dumpLeft = s.total
 	s.dumped = s.total == 0

@@ -40,6 +40,7 @@ func TestSeeds(t *testing.T) {
 	}
 	var total Result
 	excused := make(map[string]int)
+	leftOut := uint64(0) // runs in which routes were
 	for seed := range *seeds {
 		res := Run(Options{Seed: seed, Faults: *minutes * 60 * sec})
 		for _, v := range res.Violations[:min(len(res.Violations), 1)] {
@@ -50,6 +51,9 @@ func TestSeeds(t *testing.T) {
 		}
 		for why, n := range res.Excused {
 			excused[why] += n
+		}
+		if res.Fired[RedumpLeftOut] > 0 {
+			leftOut++
 		}
 		total.add(&res)
 	}
@@ -67,9 +71,12 @@ func TestSeeds(t *testing.T) {
 		return
 	}
 	for _, f := range Faults() {
-		if total.Fired[f] == 0 {
+		if total.Fired[f] == 0 && !f.rare() {
 			t.Errorf("%q never happened", f)
 		}
+	}
+	if leftOut < *seeds/20 {
+		t.Errorf("routes were left out in %d of %d runs only", leftOut, *seeds)
 	}
 }
 
@@ -155,22 +162,80 @@ func TestMistakesAreFound(t *testing.T) {
 		mistake Defect
 		seeds   uint64
 		only    []Fault
+		count   int
 	}{
-		{LiveBeforeHeld, 20, nil},
-		{PopsOnFailure, 60, nil},
-		{IgnoresLease, 40, nil},
-		{WindowOnly, 200, []Fault{KafkaOutage, CutActiveFromKafka, KillActive, Maintenance}},
-		{StandbyWaits, 60, []Fault{KafkaOutage, Burst}},
-		{ErrorsMeanAlone, 200, nil},
+		{LiveBeforeHeld, 20, nil, 0},
+		{PopsOnFailure, 60, nil, 0},
+		{IgnoresLease, 40, nil, 0},
+		{WindowOnly, 200, []Fault{KafkaOutage, CutActiveFromKafka, KillActive, Maintenance}, 0},
+		{StandbyWaits, 60, []Fault{KafkaOutage, Burst}, 0},
+		{ErrorsMeanAlone, 200, nil, 0},
+		{GroundIgnored, 40, reopening, 12},
+		{OthersUnseen, 100, []Fault{SessionFlaps, SessionFlaps, SessionFlaps, Maintenance, CutRouterFromActive}, 12},
+		{AlwaysWhole, 100, []Fault{SessionFlaps, SessionFlaps, SessionFlaps, CutRouterFromActive}, 12},
+		{UnendedIsWhole, 100, []Fault{RestartActive, RouterRestarts, SessionFlaps, SessionFlaps, SessionFlaps}, 30},
+		{NoSweep, 20, reopening, 12},
+		{LeaseUnseen, 300, []Fault{StopActive, StopActive, SessionFlaps, SessionFlaps, SlowSession}, 12},
+		{LossUntold, 200, pressing, 20},
 	} {
 		t.Run(tt.mistake.String(), func(t *testing.T) {
 			for seed := range tt.seeds {
-				if res := Run(Options{Seed: seed, Defect: tt.mistake, Only: tt.only}); len(res.Violations) > 0 {
+				if res := Run(Options{Seed: seed, Defect: tt.mistake, Diff: tt.mistake >= GroundIgnored, Only: tt.only, Count: tt.count}); len(res.Violations) > 0 {
 					t.Logf("found by seed %d: %s", seed, res.Violations[0])
 					return
 				}
 			}
 			t.Errorf("not found in %d seeds", tt.seeds)
 		})
+	}
+}
+
+// reopening are the faults around a table that a router sends again; pressing are
+// those by which a message gets lost before it is in the log.
+var (
+	reopening = []Fault{
+		SessionFlaps, SessionFlaps, SessionFlaps, SessionFlaps, SessionTwice, CutRouterFromActive, CutRouterFromAll,
+		RouterRestarts, PeerFlaps, RestartAll, RestartActive, StopActive, StopActive, KillActive, Maintenance,
+		LeaveActive, ForceActiveStandby, CutActiveFromRedis, KafkaOutage, KafkaFailsWritten, Burst,
+	}
+	pressing = []Fault{Burst, KafkaOutage, SessionTwice, SessionTwice, SessionTwice}
+)
+
+// TestRedump: routers that end and open sessions again and again, while senders
+// change.
+func TestRedump(t *testing.T) {
+	var total Result
+	excused := make(map[string]int)
+	leftOut := uint64(0)
+	runs := few(*seeds)
+	for seed := range runs {
+		opt := Options{Seed: seed, Diff: true, Only: reopening, Count: 12}
+		if seed%4 == 3 {
+			opt.Only, opt.Count = pressing, 20
+		}
+		res := Run(opt)
+		for _, v := range res.Violations[:min(len(res.Violations), 1)] {
+			t.Errorf("seed %d: %s", seed, v)
+		}
+		for why, n := range res.Excused {
+			excused[why] += n
+		}
+		if res.Fired[RedumpLeftOut] > 0 {
+			leftOut++
+		}
+		total.add(&res)
+	}
+	t.Logf("%d runs, in %d of them routes were left out", runs, leftOut)
+	for f := AbortedWhileFull; f <= RedumpGone; f++ {
+		t.Logf("%8d %s", total.Fired[f], f)
+		if total.Fired[f] == 0 && runs >= 300 {
+			t.Errorf("%q never happened", f)
+		}
+	}
+	for why, n := range excused {
+		t.Logf("excused %d times: %s", n, why)
+	}
+	if leftOut < runs/2 {
+		t.Errorf("routes were left out in %d of %d runs only", leftOut, runs)
 	}
 }

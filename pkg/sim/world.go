@@ -22,6 +22,7 @@ type Options struct {
 	Only   []Fault   // faults to draw from; nil: all of DefaultFaults
 	Count  int       // faults to draw; 0: by the seed, negative: none
 	Defect Defect    // a mistake to build in
+	Diff   bool      // redump: diff; else by the seed
 	Lag    bool      // let sessions lag by more than the margin, without excuse
 	Trace  io.Writer // nil: no trace
 }
@@ -77,6 +78,7 @@ type world struct {
 	quiet   bool    // routers change nothing
 	faults  []Fault // drawn
 	closing bool
+	diff    bool // redump: diff
 }
 
 func (w *world) after(d int64, f func()) {
@@ -189,6 +191,7 @@ func (w *world) setup() {
 	if w.chance(0.25) {
 		w.budget = w.between(8<<10, 40<<10)
 	}
+	w.diff = w.opt.Diff || w.opt.Seed%2 == 1
 	w.redis = &redis{w: w, keys: make(map[string]*redisKey), index: make(map[string]*indexEntry), offset: w.between(-20*sec, 20*sec)}
 	w.kafka = &kafka{w: w}
 	w.endAt = w.opt.Faults
