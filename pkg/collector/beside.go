@@ -80,7 +80,7 @@ func (c *Collector) runBesides(ctx, reading context.Context, wg *sync.WaitGroup)
 		wg.Go(func() { c.tend(ctx) })
 	}
 	if c.dumps != nil {
-		wg.Go(func() { c.dumps.run(ctx) })
+		c.dumps.start(ctx, wg)
 	}
 }
 

@@ -55,32 +55,37 @@ const (
 var dumpTargetNames = [dumpTargets]string{"topic", "file"}
 
 // dumps writes the tables of those routers that this collector sends for. One dump
-// is under way at a time.
+// to each target is under way at a time; what holds one target up does not concern
+// the other.
 type dumps struct {
 	c      *Collector
 	o      DumpOptions
 	stream *dump.Stream
-	// told has the last slots of which others have said that they have dumped a
-	// router, by its key. It is the loop's.
-	told map[string]int64
 
-	mu sync.Mutex
-	st control.Dump
+	mu      sync.Mutex
+	st      control.Dump
+	running [dumpTargets]string // router
+	failed  [dumpTargets]struct {
+		why string // the last dump failed; "" if it did not
+		at  time.Time
+	}
 }
 
 // dumped is what is known of the dumps of a router. The router's lock guards it.
 type dumped struct {
-	running bool               // what of a dump was handed over is not all acknowledged
-	heard   int64              // when the router was first heard
-	done    [dumpTargets]int64 // last slots that were dumped, seconds since the Unix epoch
-	retry   int64              // not tried again before
-	slot    int64              // the last one that was looked at
-	sent    bool               // for the router, during that
+	running bool  // what of a dump was handed over is not all acknowledged
+	heard   int64 // when the router was first heard
+	to      [dumpTargets]struct {
+		done  int64 // last slot that was dumped, seconds since the Unix epoch
+		slot  int64 // last one that was looked at
+		sent  bool  // for the router, during that
+		retry int64 // not tried again before
+	}
 }
 
 func newDumps(c *Collector, o DumpOptions) *dumps {
 	window := int(max(1, min(dumpWindow, c.fwd.window/dumpPart)))
-	d := &dumps{c: c, o: o, stream: dump.NewStream(c.o.Sink, dumpStream, window), told: make(map[string]int64)}
+	d := &dumps{c: c, o: o, stream: dump.NewStream(c.o.Sink, dumpStream, window)}
 	d.st.Period, d.st.Slots = control.Seconds(o.Plan.Period.Seconds()), o.Plan.Slots
 	for target, name := range dumpTargetNames {
 		if d.wants(target) {
@@ -100,16 +105,26 @@ func (d *dumps) wants(target int) bool {
 // whole returns the last slot that is dumped as a whole.
 func (d *dumps) whole(s *dumped) int64 {
 	slot := int64(-1)
-	for target, done := range s.done {
-		if d.wants(target) && (slot < 0 || done < slot) {
+	for target := range s.to {
+		if done := s.to[target].done; d.wants(target) && (slot < 0 || done < slot) {
 			slot = done
 		}
 	}
 	return max(slot, 0)
 }
 
-// run dumps until ctx ends.
-func (d *dumps) run(ctx context.Context) {
+// start dumps until ctx ends.
+func (d *dumps) start(ctx context.Context, wg *sync.WaitGroup) {
+	for target := range dumpTargets {
+		if d.wants(target) {
+			wg.Go(func() { d.run(ctx, target) })
+		}
+	}
+}
+
+// run dumps to one target.
+func (d *dumps) run(ctx context.Context, target int) {
+	told := make(map[string]int64)
 	tick := time.NewTicker(dumpTurn)
 	defer tick.Stop()
 	for {
@@ -118,27 +133,28 @@ func (d *dumps) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		d.listen()
+		d.listen(told)
 		for _, r := range d.c.routers.all() {
 			if ctx.Err() != nil {
 				return
 			}
-			if j := d.due(r); j != nil {
+			if j := d.due(r, target, told[r.memberKey()]); j != nil {
 				d.dump(ctx, j)
-				d.listen()
+				d.listen(told)
 			}
 		}
 	}
 }
 
-// listen takes in what other members say of their dumps. What is said of the time
-// to come is nonsense, and would keep us from dumping for as long.
-func (d *dumps) listen() {
+// listen takes in what other members say of their dumps: told has their last slots
+// by the router's key. What is said of the time to come is nonsense, and would keep
+// us from dumping for as long.
+func (d *dumps) listen(told map[string]int64) {
 	now := time.Now()
 	oldest, newest := now.Add(-2*d.o.Plan.Period).Unix(), now.Add(d.o.Plan.Period).Unix()
-	for key, slot := range d.told {
+	for key, slot := range told {
 		if slot < oldest {
-			delete(d.told, key)
+			delete(told, key)
 		}
 	}
 	view := d.c.co.snapshot().view
@@ -151,8 +167,8 @@ func (d *dumps) listen() {
 			continue
 		}
 		for key, state := range m.Routers {
-			if state.Dumped > max(oldest, d.told[key]) && state.Dumped < newest {
-				d.told[key] = state.Dumped
+			if state.Dumped > max(oldest, told[key]) && state.Dumped < newest {
+				told[key] = state.Dumped
 			}
 		}
 	}
@@ -161,31 +177,40 @@ func (d *dumps) listen() {
 // A dumpJob is a dump that is due.
 type dumpJob struct {
 	r       *router
+	target  int
 	session *session
 	table   *table.Table
 	slot    time.Time
 	settled bool
 }
 
-// due returns what is to be dumped of r now, nil if nothing.
-func (d *dumps) due(r *router) *dumpJob {
+// memberKey is what members call r among themselves.
+func (r *router) memberKey() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.key
+}
+
+// due returns what is to be dumped of r to a target now, nil if nothing. told is
+// the last slot of which another collector has said that it was dumped.
+func (d *dumps) due(r *router, target int, told int64) *dumpJob {
 	clk := &d.c.clock
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := &r.dumped
+	s := &r.dumped.to[target]
 	if r.pmacct || r.session == nil {
 		return nil
 	}
-	if s.heard == 0 {
-		s.heard = r.session.accepted
+	if r.dumped.heard == 0 {
+		r.dumped.heard = r.session.accepted
 	}
-	whole := max(d.whole(s), d.told[r.key])
-	slot, due := d.o.Plan.Due(r.identity, clk.toTime(s.heard), time.Unix(whole, 0), now)
+	whole := max(s.done, told)
+	slot, due := d.o.Plan.Due(r.identity, clk.toTime(r.dumped.heard), time.Unix(whole, 0), now)
 	if slot.Unix() != s.slot {
 		if s.sent && whole < s.slot {
 			d.count(func(st *control.Dump) { st.Missed++ })
-			r.log.Warn("no dump of the router's table in this slot", "slot", time.Unix(s.slot, 0))
+			r.log.Warn("no dump of the router's table in this slot", "target", dumpTargetNames[target], "slot", time.Unix(s.slot, 0))
 		}
 		s.slot, s.sent = slot.Unix(), false
 	}
@@ -197,7 +222,7 @@ func (d *dumps) due(r *router) *dumpJob {
 	if r.routes.Table == nil || !settled && d.o.Plan.Patient(slot, now) || clk.now() < s.retry {
 		return nil
 	}
-	return &dumpJob{r: r, session: r.session, table: r.routes.Table, slot: slot, settled: settled}
+	return &dumpJob{r: r, target: target, session: r.session, table: r.routes.Table, slot: slot, settled: settled}
 }
 
 // halt says why j cannot go on, "" if it can. The caller holds the router's lock.
@@ -213,67 +238,53 @@ func (j *dumpJob) halt() string {
 	return ""
 }
 
-// dump dumps what of j is not there yet.
+// dump carries j out.
 func (d *dumps) dump(ctx context.Context, j *dumpJob) {
-	r := j.r
-	for target := range dumpTargets {
-		r.mu.Lock()
-		there := r.dumped.done[target] >= j.slot.Unix()
-		r.mu.Unlock()
-		if there || !d.wants(target) {
-			continue
+	d.count(func(st *control.Dump) {
+		d.running[j.target] = j.r.identity
+		if !j.settled {
+			st.Unsettled++
 		}
-		d.count(func(st *control.Dump) {
-			st.Running = r.identity
-			if !j.settled {
-				st.Unsettled++
-			}
-		})
-		begin := time.Now()
-		var of *dump.Dump
-		var err error
-		if target == toTopic {
-			of, err = d.toTopic(ctx, j)
-		} else {
-			of, err = d.toFile(ctx, j)
-		}
-		d.finish(j, target, of, begin, err)
-		if err != nil {
-			return
-		}
+	})
+	begin := time.Now()
+	to := d.toTopic
+	if j.target == toFile {
+		to = d.toFile
 	}
+	of, err := to(ctx, j)
+	d.finish(j, of, begin, err)
 }
 
 // finish follows the end of a dump.
-func (d *dumps) finish(j *dumpJob, target int, of *dump.Dump, begin time.Time, err error) {
-	r, took := j.r, time.Since(begin)
+func (d *dumps) finish(j *dumpJob, of *dump.Dump, begin time.Time, err error) {
+	r, target, took := j.r, dumpTargetNames[j.target], time.Since(begin)
 	interrupted := errors.Is(err, dump.ErrInterrupted)
 	r.mu.Lock()
 	switch {
 	case err == nil:
-		r.dumped.done[target] = j.slot.Unix()
+		r.dumped.to[j.target].done = j.slot.Unix()
 	case !interrupted:
-		r.dumped.retry = d.c.clock.now() + micros(dumpPatience)
+		r.dumped.to[j.target].retry = d.c.clock.now() + micros(dumpPatience)
 	}
 	r.mu.Unlock()
 	d.count(func(st *control.Dump) {
-		st.Running = ""
+		d.running[j.target] = ""
 		switch {
 		case err == nil:
 			st.Whole++
-			st.LastError, st.LastErrorAt = "", time.Time{}
+			d.failed[j.target].why = ""
 			st.Last = &control.DumpDone{
-				Router: r.identity, Target: dumpTargetNames[target], Slot: j.slot, At: begin.Add(took),
+				Router: r.identity, Target: target, Slot: j.slot, At: begin.Add(took),
 				Took: control.Seconds(took.Seconds()), Routes: of.Routes(), Records: of.Records(),
 			}
 		case interrupted:
 			st.Interrupted++
 		default:
 			st.Failed++
-			st.LastError, st.LastErrorAt = printable([]byte(err.Error())), begin.Add(took)
+			d.failed[j.target].why, d.failed[j.target].at = printable([]byte(err.Error())), begin.Add(took)
 		}
 	})
-	log := r.log.With("target", dumpTargetNames[target], "slot", j.slot, "took", took.Round(time.Millisecond))
+	log := r.log.With("target", target, "slot", j.slot, "took", took.Round(time.Millisecond))
 	switch {
 	case err == nil:
 		log.Info("table dumped", "routes", of.Routes(), "records", of.Records())
@@ -425,5 +436,15 @@ func (d *dumps) status() *control.Dump {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	st := d.st
+	for _, router := range d.running {
+		if st.Running == "" {
+			st.Running = router
+		}
+	}
+	for _, f := range d.failed {
+		if f.why != "" && f.at.After(st.LastErrorAt) {
+			st.LastError, st.LastErrorAt = f.why, f.at
+		}
+	}
 	return &st
 }

@@ -346,7 +346,8 @@ type Dump struct {
 	Missed      uint64   `json:"missed"`    // slots of routers that passed without a whole dump while this collector was the sender
 	// Last is the last whole dump; absent before.
 	Last *DumpDone `json:"last,omitempty"`
-	// LastError is why the last dump failed; absent if one was written since.
+	// LastError is why the last dump to a target failed; absent if one was written
+	// there since.
 	LastError   string    `json:"last_error,omitempty"`
 	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
