@@ -288,7 +288,7 @@ func (k *talker) next() []byte {
 // TestFold: whatever a router says, the records followed give its table, and so
 // they do from a clone of the session in the middle.
 func TestFold(t *testing.T) {
-	for seed := range uint64(24) {
+	for seed := range uint64(12) {
 		rib, diff := seed%2 == 0, seed%4 >= 2
 		k := newKeeper(t, rib, diff)
 		f := follower{map[string]told{}, map[uint64]uint64{}}
@@ -296,7 +296,7 @@ func TestFold(t *testing.T) {
 		for i := range talk.peers {
 			k.message(talk.up(i))
 		}
-		for n := range 600 {
+		for n := range 500 {
 			if n%97 == 96 { // the router comes again
 				k.now++
 				k.tab.Open(k.now)
@@ -366,7 +366,7 @@ func TestFoldReplay(t *testing.T) {
 		}
 		k := newKeeper(t, rib, true)
 		f := follower{map[string]told{}, map[uint64]uint64{}}
-		for range 4000 {
+		for range 2500 {
 			msg, err := stream.Next(nil)
 			if err != nil {
 				t.Fatal(err)
