@@ -46,7 +46,22 @@ func StartNfacctd(ctx context.Context, o NfacctdOptions) (*Nfacctd, error) {
 	if err != nil {
 		return nil, errors.Join(err, dir.remove())
 	}
-	return &Nfacctd{p, dir}, nil
+	d := &Nfacctd{p, dir}
+	// It forks for its plugin when it listens already: a session accepted before
+	// would stay open in the child, and its end not be seen.
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	err = WaitFor(ctx, func() error {
+		log, err := os.ReadFile(p.LogFile())
+		if err == nil && !bytes.Contains(log, []byte("memory ): waiting for data on")) {
+			err = errors.New("its plugin does not run yet")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start nfacctd: %w", err), d.Close())
+	}
+	return d, nil
 }
 
 // Idle returns nil if it has read all that was sent to it and has taken all
