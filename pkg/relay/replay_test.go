@@ -468,3 +468,41 @@ func diff(t *testing.T, got, want []string) {
 		}
 	}
 }
+
+// A session without a table is reset, one that has not said whether it has one is
+// waited for, and one whose table is given up in the middle of a replay is lost.
+func TestReplayNeedsTable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &moody{most: 10, pace: time.Second}
+		r := start(t, Options{Targets: []string{"a:1"}, Resync: true, Replay: true, Dial: m.dial})
+		resets := 0
+		s := r.Open(1, router4, local4, func() { resets++ })
+		synctest.Wait()
+		m.set(true, time.Second, 10)
+		time.Sleep(tableWithin / 2)
+		if st := r.Status()[0]; resets != 0 || st.Replays != 0 || st.Waiting != 1 {
+			t.Errorf("%d resets, %+v", resets, st)
+		}
+		tab := table.NewTable(table.NewStore(), table.Options{})
+		sp := &speaker{rng: rand.New(rand.NewPCG(1, 1)), space: 100}
+		s.Table(tab)
+		for _, msg := range [][]byte{bmp.AppendInitiation(nil, "a router", "r"), sp.peerUp(0, 0), sp.announce(0, 0, bgp.IPv4Unicast, 50)} {
+			if err := s.Apply(msg, 1, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(5 * time.Second)
+		if st := r.Status()[0]; resets != 0 || st.Replays != 1 {
+			t.Errorf("%d resets, %+v", resets, st)
+		}
+		s.Table(nil)
+		time.Sleep(10 * time.Second)
+		if st := r.Status()[0]; resets != 1 || st.Resets != 1 || st.Replays != 1 || st.Lost != 2 {
+			t.Errorf("%d resets, %+v", resets, st)
+		}
+		s.Close()
+		_ = r.Close(t.Context())
+		m.set(false, 0, 1)
+		time.Sleep(2 * time.Second) // the station's last turn
+	})
+}
