@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -475,13 +476,13 @@ func TestReplayNeedsTable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &moody{most: 10, pace: time.Second}
 		r := start(t, Options{Targets: []string{"a:1"}, Resync: true, Replay: true, Dial: m.dial})
-		resets := 0
-		s := r.Open(1, router4, local4, func() { resets++ })
+		var resets atomic.Int32
+		s := r.Open(1, router4, local4, func() { resets.Add(1) })
 		synctest.Wait()
 		m.set(true, time.Second, 10)
 		time.Sleep(tableWithin / 2)
-		if st := r.Status()[0]; resets != 0 || st.Replays != 0 || st.Waiting != 1 {
-			t.Errorf("%d resets, %+v", resets, st)
+		if st := r.Status()[0]; resets.Load() != 0 || st.Replays != 0 || st.Waiting != 1 {
+			t.Errorf("%d resets, %+v", resets.Load(), st)
 		}
 		tab := table.NewTable(table.NewStore(), table.Options{})
 		sp := &speaker{rng: rand.New(rand.NewPCG(1, 1)), space: 100}
@@ -492,13 +493,13 @@ func TestReplayNeedsTable(t *testing.T) {
 			}
 		}
 		time.Sleep(5 * time.Second)
-		if st := r.Status()[0]; resets != 0 || st.Replays != 1 {
-			t.Errorf("%d resets, %+v", resets, st)
+		if st := r.Status()[0]; resets.Load() != 0 || st.Replays != 1 {
+			t.Errorf("%d resets, %+v", resets.Load(), st)
 		}
 		s.Table(nil)
 		time.Sleep(10 * time.Second)
-		if st := r.Status()[0]; resets != 1 || st.Resets != 1 || st.Replays != 1 || st.Lost != 2 {
-			t.Errorf("%d resets, %+v", resets, st)
+		if st := r.Status()[0]; resets.Load() != 1 || st.Resets != 1 || st.Replays != 1 || st.Lost != 2 {
+			t.Errorf("%d resets, %+v", resets.Load(), st)
 		}
 		s.Close()
 		_ = r.Close(t.Context())
