@@ -180,7 +180,7 @@ func (l *lab) postPolicy() (rig.Table, error) {
 				}
 			}
 		case v.In != 1 || v.Post != 1:
-		case v.Log == "withdraw":
+		case v.Log == "withdraw" || v.Log == "delete":
 			delete(routes, key)
 		case v.Log == "update":
 			routes[key] = rig.Route{
