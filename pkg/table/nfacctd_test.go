@@ -951,7 +951,7 @@ func round(t *testing.T, seed uint64, n int) (failed []*conversation, found diff
 func TestNfacctd(t *testing.T) {
 	needNfacctd(t)
 	t.Parallel()
-	failed, found, routes := round(t, seedOf(t), 200)
+	failed, found, routes := round(t, seedOf(t), 120)
 	report(t, failed, found, routes)
 }
 
@@ -965,8 +965,8 @@ func TestLongNfacctd(t *testing.T) {
 	seed := seedOf(t)
 	all := differences{}
 	routes := 0
-	for i := range uint64(4) {
-		failed, found, n := round(t, seed+400*i, 400)
+	for i := range uint64(5) {
+		failed, found, n := round(t, seed+300*i, 300)
 		for d, n := range found {
 			all[d] += n
 		}
