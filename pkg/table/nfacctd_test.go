@@ -712,14 +712,18 @@ func dumped(dump []byte) (map[string]map[string][]route, error) {
 // source is the address of the router of a number.
 func source(i int) string { return fmt.Sprintf("127.1.%d.%d", i/200, 1+i%200) }
 
-// load has nfacctd hear conversations, one after the other: first all sessions that
-// end, since it takes long to notice that among others, then those that stay open.
+// load has nfacctd hear conversations, one after the other, since it lets no more
+// than two connections wait to be accepted: first all sessions that end, then
+// those that stay open.
 func load(ctx context.Context, d *rig.Nfacctd, cs []*conversation) (open []net.Conn, err error) {
 	say := func(i int, session [][]byte) (net.Conn, error) {
 		dial := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source(i))}}
 		conn, err := dial.DialContext(ctx, "tcp4", d.Addr())
 		if err == nil {
 			_, err = conn.Write(slices.Concat(session...))
+		}
+		if err == nil {
+			err = idle(ctx, d)
 		}
 		return conn, err
 	}
@@ -743,9 +747,14 @@ func load(ctx context.Context, d *rig.Nfacctd, cs []*conversation) (open []net.C
 			return open, fmt.Errorf("seed %d: %w", c.seed, err)
 		}
 	}
+	return open, nil
+}
+
+// idle waits until nfacctd has read everything.
+func idle(ctx context.Context, d *rig.Nfacctd) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return open, rig.WaitFor(ctx, func() error {
+	return rig.WaitFor(ctx, func() error {
 		select {
 		case <-d.Done():
 			cancel()
