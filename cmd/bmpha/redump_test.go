@@ -70,6 +70,12 @@ func redump(t *testing.T, start func(context.Context, rig.RouterOptions) (rig.Ro
 				})
 			}
 			says("all routes", 600)
+			m.seen("the end of the dump", func(st *control.Status) error {
+				if !st.Routers[0].Table.Settled {
+					return fmt.Errorf("%+v", st.Routers[0].Table)
+				}
+				return nil
+			})
 			before := l.lines(0)
 			router.Link(0).Cut()
 			m.seen("the end of the session", func(st *control.Status) error {
@@ -84,7 +90,7 @@ func redump(t *testing.T, start func(context.Context, rig.RouterOptions) (rig.Ro
 			says("what has changed meanwhile", 593)
 			for _, r := range l.lines(len(before)) {
 				p, err := netip.ParsePrefix(r.Prefix)
-				if r.Log == "update" && (err != nil || !contains(talk.prefixes[10:15], p)) || r.Type == "peer_up" && r.Loc == 0 {
+				if r.Log == "end-of-rib" || r.Log == "update" && (err != nil || !contains(talk.prefixes[10:15], p)) || r.Type == "peer_up" && r.Loc == 0 {
 					t.Errorf("is no news: %+v", r)
 				}
 				gone := "withdraw"
@@ -130,7 +136,7 @@ func TestRedumpAndTakeovers(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, with("BMPHA_REDUMP=diff", "BMPHA_OUTPUT_RIB="+rib)).consume(1)
 			ms := l.cluster("a", "b")
-			r := l.router(replay.Config{Stream: l.stream(replay.Synthetic{Peers: 3, Prefixes: 500, Seed: 7, Churn: replay.Churn{Withdraw: 0.2, Announce: 0.5, Flap: 0.1, Repeat: 0.2, PeerFlap: 0.005}}), Rate: 500}, ms...)
+			r := l.router(replay.Config{Stream: l.stream(replay.Synthetic{Peers: 3, Prefixes: 500, Seed: 7, Churn: replay.Churn{Withdraw: 0.2, Announce: 0.5, Flap: 0.1, Repeat: 0.2, PeerFlap: 0.0002}}), Rate: 500}, ms...)
 			for range 3 {
 				for _, m := range ms {
 					r.Cut(m.listen, 50*time.Millisecond)
@@ -155,7 +161,10 @@ func TestRedumpAndTakeovers(t *testing.T) {
 				return nil
 			})
 			before := m.repeated()
-			l.until("routes that are not sent again", func() error {
+			l.untilWithin(time.Minute, "routes that are not sent again", func() error {
+				if st := m.status().Routers; len(st) == 0 || st[0].Session == nil || !st[0].Table.Settled {
+					return fmt.Errorf("%+v", st)
+				}
 				r.Cut(m.listen, 50*time.Millisecond)
 				l.more(100)
 				if now := m.repeated(); now == before {

@@ -361,6 +361,9 @@ func (c *Collector) displace(r *router, s *session) bool {
 
 // end writes that the session is over.
 func (c *Collector) end(r *router, s *session) {
+	if s.relay != nil {
+		s.relay.Close() // no replay is to see the table of the next session
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.pmacct {
@@ -419,6 +422,7 @@ func (c *Collector) read(r *router, s *session) error {
 			r.log.Warn("session is not BMP any more: passed on, not decoded", "session", s.id, "error", err)
 			r.mu.Lock()
 			r.facts.opaque = true
+			s.relay.Join(s.buf)
 			c.giveUp(r, s, "its session is not BMP")
 			r.mu.Unlock()
 			continue

@@ -250,7 +250,7 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 	if r.stream.Wanted() {
 		cr.Behind = cr.Held
 	}
-	cr.Table = r.routes.status()
+	cr.Table = r.routes.status(now + c.clock.wall.Load())
 	if s := r.session; s != nil {
 		cr.Session = &control.Session{ID: s.id, Port: int(s.addr.Port()), Since: c.clock.toTime(s.accepted)}
 	}

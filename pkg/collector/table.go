@@ -55,10 +55,11 @@ type routes struct {
 	ready [][]byte // bodies of entries about routes that went, not yet in the log
 	body  []byte   // of the next entry
 
-	ground gate.Ground // whether what comes again needs to be sent again
-	again  uint64      // routes that came again and were left out
+	ground   gate.Ground // whether what comes again needs to be sent again
+	compared bool        // it did not when the session began
+	again    uint64      // routes that came again and were left out
 
-	settled  bool  // nothing is left of the session before
+	settled  bool  // nothing is left of the session before, and nothing more expected
 	lookedAt int64 // when that was last asked
 	behindAt int64 // when there was last more to read than was read
 }
@@ -73,6 +74,7 @@ func (c *Collector) openTable(r *router, s *session) {
 		return
 	}
 	t.ground.Opened(r.stream)
+	t.compared = c.o.Table.Diff && t.ground.Holds(r.stream)
 	t.settled, t.lookedAt, t.behindAt = false, now, now
 	t.Open(now + c.clock.wall.Load())
 	switch {
@@ -88,8 +90,19 @@ func (c *Collector) openTable(r *router, s *session) {
 func (c *Collector) closeTable(r *router) {
 	t := &r.routes
 	if t.Table != nil {
-		t.ground.Closed(r.stream, t.Summary().Stale == 0)
+		t.ground.Closed(r.stream, t.whole(c.clock.now()+c.clock.wall.Load()))
 	}
+}
+
+// whole reports whether the session has said all that the router had to say. A peer
+// of which nothing has come for long has nothing to say. wall is now, in µs since
+// the Unix epoch.
+func (t *routes) whole(wall int64) bool {
+	if t.Table == nil {
+		return false
+	}
+	s := t.Summary()
+	return s.Stale == 0 && s.Settled && t.Waiting(wall-settleAfter) == 0
 }
 
 func (c *Collector) newTable() *table.Table {
@@ -107,25 +120,30 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 	sent := c.o.Table.Diff && t.ground.Holds(r.stream) && c.fwd.mayHand()
 	t.notes.Values = c.o.Table.RIB
 	t.notes.Reset()
-	again := uint64(0)
+	again, ended := uint64(0), false
 	apply := t.Apply
 	if s.relay != nil && !c.o.Table.Hashes {
 		apply = s.relay.Apply
 	}
 	err := apply(msg, now+c.clock.wall.Load(), func(ch *table.Change) {
+		if ch.Kind == table.Marker && t.compared && ch.Resumed {
+			// Who takes away at the End-of-RIB what a dump did not have would take
+			// away what was left out. What has vanished is told otherwise.
+			ended = true
+			return
+		}
 		known := sent && ch.Kind == table.Announced && ch.Same && ch.Before.Stale && ch.Resumed
 		if known {
 			again++
 		}
 		t.notes.Add(ch, known)
 	})
+	t.notes.Applied(err) // the encoder says what is wrong
 	switch {
 	case errors.Is(err, table.ErrStoreFull) || errors.Is(err, table.ErrTooManyRoutes):
 		c.giveUp(r, s, err.Error())
 		return msg, true
-	case err != nil: // the encoder says what it is
-		return msg, true
-	case bmp.Type(msg) == bmp.TypePeerUp:
+	case err == nil && bmp.Type(msg) == bmp.TypePeerUp:
 		t.settled = false
 		if sent && t.Resumed(msg) {
 			// It is needed to decode what follows, but those who build a table
@@ -135,7 +153,7 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 		}
 	}
 	t.again += again
-	if t.notes.Silent() {
+	if t.notes.Silent() || ended {
 		return nil, false
 	}
 	t.body = t.notes.Append(append(t.body[:0], msg...))
@@ -251,7 +269,7 @@ func (c *Collector) settle(r *router, s *session) bool {
 	if t.Settle(now-settleAfter+c.clock.wall.Load()) && !c.tidy(r, s, s.id, now, false) {
 		return false
 	}
-	t.settled = t.Summary().Settled
+	t.settled = t.whole(now + c.clock.wall.Load())
 	return true
 }
 
@@ -335,7 +353,7 @@ func (c *Collector) Tables() []control.RouterTable {
 }
 
 // status says what there is.
-func (t *routes) status() *control.RouterRoutes {
+func (t *routes) status(wall int64) *control.RouterRoutes {
 	switch {
 	case t.off != "":
 		return &control.RouterRoutes{GivenUp: t.off, Repeated: t.again}
@@ -343,7 +361,7 @@ func (t *routes) status() *control.RouterRoutes {
 		return nil
 	}
 	s := t.Summary()
-	return &control.RouterRoutes{Routes: uint64(s.Routes), Stale: uint64(s.Stale), Bytes: uint64(s.Bytes), Repeated: t.again}
+	return &control.RouterRoutes{Routes: uint64(s.Routes), Stale: uint64(s.Stale), Bytes: uint64(s.Bytes), Repeated: t.again, Settled: t.whole(wall)}
 }
 
 // tableStatus fills in what all tables take. The routers are there already.

@@ -206,7 +206,10 @@ type RouterRoutes struct {
 	Routes uint64 `json:"routes"`
 	// Stale are those of the session before that the router has not said again yet.
 	Stale uint64 `json:"stale"`
-	Bytes uint64 `json:"bytes"` // without attributes, which all routers share
+	// Settled is set when it is known to have said all that it had to say when its
+	// session opened.
+	Settled bool   `json:"settled"`
+	Bytes   uint64 `json:"bytes"` // without attributes, which all routers share
 	// Repeated counts routes that it has said again and that were not sent again.
 	Repeated uint64 `json:"repeated"`
 	// GivenUp is why there is no table of it any more; absent when there is one.

@@ -2,7 +2,6 @@ package table
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -125,6 +124,7 @@ func (t *Table) peerUp(msg []byte, arrival int64) error {
 	p.fourOctet = four && remoteFour
 	for i, f := range bgp.Families {
 		from := received.AddPath(f)
+		p.families[i] = sent.Multiprotocol(f) && received.Multiprotocol(f)
 		p.addPath[i] = sent.AddPath(f) != 0 && from != 0 && from != bgp.AddPathReceive
 	}
 	return nil
@@ -549,7 +549,15 @@ func (p *place) again(f *familyTable) {
 	p.changes, p.shape = f.changes, f.shape
 }
 
-func (w *update) fail(err error) { w.err = cmp.Or(w.err, err) }
+// fail keeps the first error, but one that says that the table lacks a route
+// before all others.
+func (w *update) fail(err error) {
+	if w.err == nil || refusal(err) && !refusal(w.err) {
+		w.err = err
+	}
+}
+
+func refusal(err error) bool { return err == ErrTooManyRoutes || err == ErrStoreFull }
 
 // family returns the table of a family of the RIB.
 func (w *update) family(i int) *familyTable {
@@ -585,6 +593,7 @@ func (w *update) endOfRIB(f bgp.Family) {
 	c := &w.t.apply.change
 	*c = Change{Kind: Marker}
 	c.Route.RIB, c.Family = w.rib, f
+	c.Resumed = w.peer.resumption.of(w.rib.Kind)
 	c.Value = Value{Sec: w.per.Sec, Usec: w.per.Usec, Arrival: w.arrival, Flags: w.per.Flags}
 	w.each(c)
 }

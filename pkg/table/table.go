@@ -126,11 +126,12 @@ type peer struct {
 	asn       uint32
 	fourOctet bool
 	addPath   [len(bgp.Families)]bool
-	first     []byte   // the Peer Up that brought it up, and says how it is decoded
-	ups       [][]byte // Peer Ups of its BGP session as received, by RIB and OPENs
-	stats     []byte   // the last Statistics Report
-	down      []byte   // the last Peer Down, while down
-	since     int64    // arrival of the Peer Up or Peer Down
+	families  [len(bgp.Families)]bool // that both OPENs have
+	first     []byte                  // the Peer Up that brought it up, and says how it is decoded
+	ups       [][]byte                // Peer Ups of its BGP session as received, by RIB and OPENs
+	stats     []byte                  // the last Statistics Report
+	down      []byte                  // the last Peer Down, while down
+	since     int64                   // arrival of the Peer Up or Peer Down
 	statsAt   int64
 	ribs      []*RIB
 
@@ -296,7 +297,7 @@ type Change struct {
 	// Same means that the announcement said nothing new: attributes and labels
 	// are those of the route that was found.
 	Same bool
-	// Resumed means, of an announcement, that the BGP session it came over is the
+	// Resumed means, of an announcement or End-of-RIB, that the BGP session it came over is the
 	// one of the router's session before, by its Peer Up: see Resumed.
 	Resumed bool
 }

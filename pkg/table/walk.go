@@ -529,6 +529,32 @@ type Summary struct {
 	Settled bool
 }
 
+// complete reports whether something came of each family that was negotiated, in
+// each RIB of the peer.
+func (p *peer) complete() bool {
+	for _, r := range p.ribs {
+		for i := range r.families {
+			if p.families[i] && r.families[i] == nil {
+				return false
+			}
+		}
+	}
+	return len(p.ribs) > 0
+}
+
+// Waiting returns how many peers that have come up after a time of arrival lack a
+// family that both their OPENs have: no route of it has come and no End-of-RIB.
+func (t *Table) Waiting(since int64) (n int) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, p := range t.peers {
+		if p.up && p.since > since && !p.complete() {
+			n++
+		}
+	}
+	return n
+}
+
 // Summary counts. It costs some nanoseconds for each RIB, whatever is in it.
 func (t *Table) Summary() Summary {
 	t.mu.RLock()
