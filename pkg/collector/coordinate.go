@@ -34,6 +34,7 @@ type coordinator struct {
 	e         *election.Election
 	busy      bool // an exchange with Redis is under way
 	publishAt int64
+	pulse     pulse
 	rounds    *rate.Limiter
 	paced     int64         // no round before
 	publishes chan struct{} // holds a token while a publish is under way
@@ -286,6 +287,34 @@ func (co *coordinator) publish(ctx context.Context, wg *sync.WaitGroup, now int6
 	})
 }
 
+// A pulse notices that the process stood still. What came meanwhile waits in
+// sockets, and those who read them, too, have yet to wake up: until they have,
+// there is no saying that all of it is in Kafka.
+type pulse struct {
+	last  int64 // beat
+	stood int64 // the last beat before the process stood still
+	until int64 // when readers have had their time
+}
+
+// pulseRest is how long readers have to wake up.
+const pulseRest = int64(300 * time.Millisecond / time.Microsecond)
+
+// beat returns the latest time for which it may be said that all that had come is
+// in Kafka. Beats further apart than most mean that the process stood still.
+func (p *pulse) beat(now, most int64) (latest int64) {
+	if p.last != 0 && now-p.last > most {
+		if p.last >= p.until {
+			p.stood = p.last
+		}
+		p.until = now + pulseRest
+	}
+	p.last = now
+	if now < p.until {
+		return p.stood
+	}
+	return now
+}
+
 // self is what we say of ourselves now. It reports whether there is any mark in
 // it.
 func (co *coordinator) self() (*cluster.Self, bool) {
@@ -297,6 +326,7 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 		Token: co.e.Token(), Unfit: co.e.Unfit(), Routers: make(map[string]election.RouterState),
 	}
 	any := false
+	latest := co.pulse.beat(clk.now(), min(micros(co.c.o.Heartbeat), micros(co.c.o.Margin))/2)
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		state := election.RouterState{
@@ -308,7 +338,7 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 			state.Dumped = co.c.dumps.whole(&r.dumped)
 		}
 		if mark, ok := r.mark(co.c, clk.now()); ok {
-			state.Mark = clk.toRedis(mark)
+			state.Mark = clk.toRedis(min(mark, latest))
 			any = true
 		}
 		s.Routers[r.key] = state

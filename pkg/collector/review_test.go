@@ -555,3 +555,22 @@ func TestIntakeOutlivesItsContext(t *testing.T) {
 	}
 	<-done
 }
+
+// TestPulse: a collector that stood still vouches for nothing that came meanwhile
+// before those who read it have woken up.
+func TestPulse(t *testing.T) {
+	const ms = int64(1000)
+	var p pulse
+	for _, test := range []struct{ now, want int64 }{
+		{1000, 1000}, {1250, 1250}, {1500, 1500}, // beats
+		{2900, 1500},               // it stood still
+		{3000, 1500}, {3199, 1500}, // readers wake up
+		{3201, 3201}, {3450, 3450},
+		{6000, 3450}, {7000, 3450}, {8000, 3450}, // again and again: as of the first time
+		{8250, 3450}, {8301, 8301},
+	} {
+		if got := p.beat(test.now*ms, 500*ms); got != test.want*ms {
+			t.Errorf("at %d: %d, want %d", test.now, got/ms, test.want)
+		}
+	}
+}
