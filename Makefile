@@ -56,13 +56,13 @@ test: parts lint
 	@./scripts/parts
 
 sim:
-	$(GO) test ./pkg/sim -run TestSeeds -timeout 30m -sim.seeds 2000
+	$(GO) test ./pkg/sim -run 'TestSeeds$$|TestRedump$$' -timeout 30m -sim.seeds 2000
 
 fuzz:
 	./scripts/fuzz $(FUZZTIME)
 
 e2e: parts sim fuzz
-	BMPHA_LONG=1 $(GO) test -count 1 -timeout 40m -v -run Long ./cmd/bmpha
+	BMPHA_LONG=1 $(GO) test -count 1 -timeout 40m -v -run Long ./cmd/bmpha ./pkg/table
 
 bench: build parts
 	./scripts/bench
