@@ -253,7 +253,7 @@ func (p *proposer) decode() {
 		p.lose("%s: bmpha writes JSON; with --mode both the records stay pmacct's", c.place(prefix+"_output"))
 	}
 	if c.hasTable() {
-		p.lose("%s: this daemon keeps tables, so its withdrawals have attributes and a lost session gives delete records; bmpha's are those of a daemon without tables (--mode both keeps pmacct's)", c.File)
+		p.put(c.File+": this daemon keeps tables", "on", "output", "rib")
 	}
 	for _, key := range []string{
 		"bmp_daemon_tag_map", "bmp_daemon_set_pd", "bmp_daemon_msglog_label_filter", "as_path_encode_as_array", "bgp_comms_encode_as_array",
