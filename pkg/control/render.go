@@ -467,6 +467,9 @@ func (c *canvas) parts(s *Status, now time.Time) {
 	if t := s.Tables; t != nil {
 		c.labelled("tables", plural(t.Routes, "route")+", "+usage(t.Used, t.Limit))
 	}
+	if s.Dump != nil {
+		c.labelled("dumps", s.Dump.words(now))
+	}
 
 	k := &s.Sink
 	sink := "connected"
@@ -515,6 +518,28 @@ func usage(used, limit uint64) string {
 		return mebibytes(used)
 	}
 	return fmt.Sprintf("%s of %s (%.0f %%)", strings.TrimSuffix(mebibytes(used), " MiB"), mebibytes(limit), 100*share(used, limit))
+}
+
+// words writes how dumps go. The error of a young failure is among the problems.
+func (d *Dump) words(now time.Time) string {
+	parts := []string{"every " + span(d.Period) + " to " + strings.Join(d.Targets, " and ")}
+	if d.Running != "" {
+		parts = append(parts, "now "+d.Running)
+	}
+	if l := d.Last; l != nil {
+		parts = append(parts, fmt.Sprintf("last %s %s ago (%s in %s)", l.Router, sinceWords(l.At, now), plural(l.Routes, "route"), span(l.Took)))
+	} else {
+		parts = append(parts, "none yet")
+	}
+	for _, n := range []struct {
+		n    uint64
+		what string
+	}{{d.Missed, "missed"}, {d.Failed, "failed"}, {d.Interrupted, "interrupted"}} {
+		if n.n > 0 {
+			parts = append(parts, count(n.n)+" "+n.what)
+		}
+	}
+	return clean(strings.Join(parts, ", "))
 }
 
 // words writes the state of a target. The error of one that is down is among the
