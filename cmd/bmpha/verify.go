@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,8 +26,10 @@ import (
 	"golang.org/x/term"
 
 	"github.com/bmpha/bmpha/pkg/config"
+	"github.com/bmpha/bmpha/pkg/control"
 	"github.com/bmpha/bmpha/pkg/record"
 	"github.com/bmpha/bmpha/pkg/replay"
+	"github.com/bmpha/bmpha/pkg/table"
 	"github.com/bmpha/bmpha/pkg/verify"
 )
 
@@ -40,15 +43,26 @@ func verifyCommand() *cli.Command {
 		Usage: "tell who sent what to a topic, and whether it is what the router says",
 		Description: "Reads a topic of BMP records (pmacct's JSON, of bmpha or pmacct 1.7.7 and later) up to\n" +
 			"the end that it has now, and says per router who sent when, what was repeated and\n" +
-			"what was out of order. Nothing is written to Kafka. With --frr or --gobgp it compares\n" +
-			"the table that the records make with the one that the router printed.\n\n" +
+			"what was out of order. Nothing is written to Kafka. With --collector it compares the\n" +
+			"table that the records make with that of the collector on this host, active or\n" +
+			"standby, with --frr or --gobgp with the one that the router printed.\n\n" +
 			"Examples:\n" +
 			"  bmpha verify -c /etc/bmpha/bmpha.yaml\n" +
+			"  bmpha verify -c /etc/bmpha/bmpha.yaml --collector\n" +
+			"  bmpha verify --brokers kafka:9092 --topic bmp --collector --socket /run/bmpha/bmpha.sock\n" +
+			"  bmpha verify --collector --from dump --dump-topic bmp.dump --json | jq .collector.extra\n" +
 			"  bmpha verify --brokers kafka:9092 --topic bmp --from 2h --router 192.0.2.1\n" +
 			"  vtysh -c 'show bgp ipv4 unicast json' | bmpha verify --topic bmp --router 192.0.2.1 --frr -\n" +
 			"  gobgp global rib -j | bmpha verify --topic bmp --router 192.0.2.2 --gobgp -\n" +
 			"  gobgp neighbor 192.0.2.9 adj-in -j > adj-in\n" +
 			"  bmpha verify --topic bmp --router 192.0.2.2 --gobgp adj-in --json | jq .comparison.missing\n\n" +
+			"Collector: it needs table: full. All routers that it has heard are compared, unless\n" +
+			"--router, --peer, --rib or --family is given. Routers go on talking meanwhile: what\n" +
+			"differs at first is looked at again, in the topic and there, until it does not differ\n" +
+			"or the time of --settle is over. With --from, or when the topic's beginning was\n" +
+			"deleted, routes that records have not mentioned since are told apart and are no\n" +
+			"difference. --from dump begins with each router's last whole dump in the topic of\n" +
+			"dumps, which is read from its beginning, and the records since.\n\n" +
 			"FRR: show bgp ipv4|ipv6 unicast json [detail] is compared with the post-policy\n" +
 			"Adj-RIBs-In; show bgp ipv4 unicast neighbors PEER received-routes json with the\n" +
 			"pre-policy one of the peer, which --peer has to name.\n" +
@@ -59,8 +73,9 @@ func verifyCommand() *cli.Command {
 			"flagged as replayed, and a sender that others had taken over from. Repeats are\n" +
 			"counted, and are no faults: they cost, and harm no table. Only a whole topic makes a\n" +
 			"whole table; with --from, what was said before is missing.\n\n" +
-			"Exit codes: 0 no fault, and equal if compared; 8 faults or differences; 1 any other\n" +
-			"error.",
+			"Exit codes: 0 no fault, and equal if compared; 8 faults or differences; 9 the\n" +
+			"collector has not heard the router; 10 it keeps no table of routes; 4 it does not\n" +
+			"answer; 5 not running; 1 any other error.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "topic", Usage: "the `TOPIC`; of the configuration by default"},
 			&cli.StringSliceFlag{Name: "brokers", Usage: "`HOST:PORT` of Kafka's brokers, in place of the configuration's"},
@@ -68,9 +83,13 @@ func verifyCommand() *cli.Command {
 				Name: "config", Aliases: []string{"c"}, EnvVars: []string{"BMPHA_CONFIG"}, DefaultText: defaultConfig + " unless --brokers is given",
 				Usage: "configuration `FILE` that names brokers, TLS, SASL and topic",
 			},
-			&cli.StringFlag{Name: "from", Value: "beginning", Usage: "where to begin: beginning, an offset, an RFC 3339 time, or a time ago as in 90m (`WHERE`)"},
+			&cli.StringFlag{Name: "from", Value: "beginning", Usage: "where to begin: beginning, an offset, an RFC 3339 time, a time ago as in 90m, or dump (`WHERE`)"},
+			&cli.StringFlag{Name: "dump-topic", Usage: "the `TOPIC` of --from dump; the configuration's dump.topic by default, else --topic"},
 			&cli.StringFlag{Name: "until", Value: "end", Usage: "where to end, not included: end, an offset, a time, or a time ago (`WHERE`)"},
 			&cli.StringFlag{Name: "router", Usage: "look at the router with this `ADDR` only"},
+			&cli.BoolFlag{Name: "collector", Usage: "compare with the tables of the running collector"},
+			socketFlag(),
+			&cli.DurationFlag{Name: "settle", Value: 5 * time.Second, Usage: "`TIME` for which what differs from the collector is looked at again"},
 			&cli.StringSliceFlag{Name: "frr", Usage: "compare with what FRR printed: `FILE`, or - for standard input"},
 			&cli.StringSliceFlag{Name: "gobgp", Usage: "compare with what GoBGP printed: `FILE`, or - for standard input"},
 			&cli.StringFlag{Name: "peer", Usage: "compare the routes of the peer with this `ADDR` only"},
@@ -119,8 +138,11 @@ type verification struct {
 	from, until bound
 	options     verify.Options
 	tables      []verify.Table
-	compare     bool
+	compare     bool // with tables
 	scope       verify.Scope
+	dumpTopic   string
+	socket      string        // of the collector to compare with, "" for none
+	settle      time.Duration // for which that is tried
 	timeout     time.Duration
 	progress    io.Writer // nil where nobody watches
 }
@@ -140,6 +162,12 @@ func newVerification(c *cli.Context) (*verification, error) {
 	}
 	if v.until, err = parseBound(c.String("until"), "end", now); err != nil {
 		return nil, fmt.Errorf("--until: %w", err)
+	}
+	switch {
+	case v.until.dump:
+		return nil, errors.New("--until dump: only --from can be dump")
+	case !v.from.dump && c.IsSet("dump-topic"):
+		return nil, errors.New("--dump-topic has no effect without --from dump")
 	}
 	if v.options.Router, err = addrFlag(c, "router"); err != nil {
 		return nil, err
@@ -162,6 +190,9 @@ func newVerification(c *cli.Context) (*verification, error) {
 			v.scope.AFIs = append(v.scope.AFIs, afi)
 		}
 	}
+	if err := v.running(c); err != nil {
+		return nil, err
+	}
 	if err := v.kafka(c); err != nil {
 		return nil, err
 	}
@@ -169,14 +200,36 @@ func newVerification(c *cli.Context) (*verification, error) {
 		return nil, err
 	}
 	for _, name := range []string{"peer", "rib", "family"} {
-		if c.IsSet(name) && !v.compare {
-			return nil, fmt.Errorf("--%s has no effect without --frr or --gobgp", name)
+		if c.IsSet(name) && !v.compare && v.socket == "" {
+			return nil, fmt.Errorf("--%s has no effect without --collector, --frr or --gobgp", name)
 		}
 	}
 	if f, ok := c.App.ErrWriter.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		v.progress = f
 	}
 	return v, nil
+}
+
+// running finds the collector to compare with.
+func (v *verification) running(c *cli.Context) (err error) {
+	v.settle = c.Duration("settle")
+	switch {
+	case !c.Bool("collector"):
+		for _, name := range []string{"socket", "settle"} {
+			if c.IsSet(name) && (name != "socket" || os.Getenv("BMPHA_SOCKET")+os.Getenv("BMPHA_CONTROL_SOCKET") == "") {
+				return fmt.Errorf("--%s has no effect without --collector", name)
+			}
+		}
+		return nil
+	case c.IsSet("frr") || c.IsSet("gobgp"):
+		return errors.New("--collector does not go together with --frr or --gobgp")
+	case v.until != bound{offset: -1}:
+		return errors.New("--collector does not go together with --until: it has no past")
+	case v.settle < 0:
+		return fmt.Errorf("--settle %s: want 0 or more", v.settle)
+	}
+	v.socket, err = socketPath(c)
+	return err
 }
 
 func addrFlag(c *cli.Context, name string) (netip.Addr, error) {
@@ -232,7 +285,7 @@ func (v *verification) readTables(c *cli.Context) error {
 // kafka finds out how to reach Kafka.
 func (v *verification) kafka(c *cli.Context) error {
 	brokers := c.StringSlice("brokers")
-	v.topic = c.String("topic")
+	v.topic, v.dumpTopic = c.String("topic"), c.String("dump-topic")
 	file := c.String("config")
 	if file == "" && len(brokers) == 0 {
 		file = defaultConfig
@@ -251,7 +304,13 @@ func (v *verification) kafka(c *cli.Context) error {
 		if v.topic == "" && !strings.Contains(cfg.Kafka.Topic, "$") {
 			v.topic = cfg.Kafka.Topic
 		}
+		if v.dumpTopic == "" && v.from.dump {
+			if v.dumpTopic = cfg.Dump.Topic; strings.Contains(v.dumpTopic, "$") {
+				return cfg.ErrorAt("dump.topic", "is not the same for all routers: say --dump-topic TOPIC")
+			}
+		}
 	}
+	v.dumpTopic = cmp.Or(v.dumpTopic, v.topic)
 	if v.topic == "" {
 		return errors.New("verify needs a topic: --topic TOPIC")
 	}
@@ -334,12 +393,16 @@ func kafkaTLS(cfg *config.Config) (*tls.Config, error) {
 type bound struct {
 	offset int64     // -1 when it is none
 	at     time.Time // zero when it is none
+	dump   bool      // the last whole one
 }
 
 // parseBound reads an offset, a time or how long ago; usual is the word for none.
 func parseBound(text, usual string, now time.Time) (bound, error) {
 	if text == usual {
 		return bound{offset: -1}, nil
+	}
+	if text == "dump" {
+		return bound{offset: -1, dump: true}, nil
 	}
 	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n >= 0 {
 		return bound{offset: n}, nil
@@ -355,13 +418,42 @@ func parseBound(text, usual string, now time.Time) (bound, error) {
 }
 
 func (v *verification) run(ctx context.Context) (*verify.Result, error) {
-	ledger := verify.New(v.options)
-	spans, err := v.read(ctx, ledger)
+	options, from := v.options, v.from
+	var dumps *verify.Dumps
+	r := &verify.Result{Topic: v.topic}
+	if from.dump {
+		var err error
+		if dumps, r.Dumps, err = v.dumps(ctx); err != nil {
+			return nil, fmt.Errorf("topic %s: %w", v.dumpTopic, err)
+		}
+		from.at = slices.MinFunc(r.Dumps.Bases, func(a, b verify.Base) int { return a.Time.Compare(b.Time) }).Time.Add(-dumpMargin)
+	}
+	spans, err := v.span(ctx, v.topic, from, v.until)
 	if err != nil {
 		return nil, fmt.Errorf("topic %s: %w", v.topic, err)
 	}
-	r := &verify.Result{Topic: v.topic, Partitions: spans, Report: ledger.Report()}
-	if v.options.Router.IsValid() && len(r.Report.Routers) == 0 && !v.compare {
+	options.Partial = slices.ContainsFunc(spans, func(s verify.Span) bool { return s.From > 0 })
+	ledger := verify.New(options)
+	if dumps != nil {
+		ledger.Load(dumps)
+	}
+	var running *peeking
+	if v.socket != "" {
+		if running, err = v.peek(ctx, ledger); err != nil {
+			return nil, err
+		}
+		defer running.client.Close()
+	}
+	if err := v.read(ctx, v.topic, spans, ledger.Record); err != nil {
+		return nil, fmt.Errorf("topic %s: %w", v.topic, err)
+	}
+	if running != nil {
+		if r.Collector, err = v.match(ctx, running, ledger, spans); err != nil {
+			return nil, err
+		}
+	}
+	r.Partitions, r.Report = spans, ledger.Report()
+	if v.options.Router.IsValid() && len(r.Report.Routers) == 0 && !v.compare && v.socket == "" {
 		return nil, fmt.Errorf("topic %s: none of %d records is about router %s", v.topic, r.Report.Records, v.options.Router)
 	}
 	if !v.compare {
@@ -387,17 +479,162 @@ func (v *verification) run(ctx context.Context) (*verify.Result, error) {
 	return r, nil
 }
 
-// read takes what lies between the bounds into the ledger. The end is the one
-// that the topic has at the beginning.
-func (v *verification) read(ctx context.Context, ledger *verify.Ledger) ([]verify.Span, error) {
+// dumpMargin is how long before a dump_init came to Kafka the records are read that
+// follow the dump: the first routes were read from the table before that. More than
+// is needed does no harm, for all that was said since is among them.
+const dumpMargin = time.Minute
+
+// dumps reads the topic of dumps.
+func (v *verification) dumps(ctx context.Context) (*verify.Dumps, *verify.DumpReport, error) {
+	spans, err := v.span(ctx, v.dumpTopic, bound{offset: -1}, bound{offset: -1})
+	if err != nil {
+		return nil, nil, err
+	}
+	dumps := verify.NewDumps(v.options.Router)
+	if err := v.read(ctx, v.dumpTopic, spans, dumps.Record); err != nil {
+		return nil, nil, err
+	}
+	rep := dumps.Report()
+	rep.Topic = v.dumpTopic
+	if len(rep.Bases) == 0 {
+		return nil, nil, fmt.Errorf("no whole dump in it, and %d that are not", rep.Broken)
+	}
+	return dumps, rep, nil
+}
+
+// settleStep is how long the collector and the topic are left alone between two
+// looks.
+const settleStep = 300 * time.Millisecond
+
+// A peeking is a comparison with a running collector on its way.
+type peeking struct {
+	client *control.Client
+	m      *verify.Match
+	router string // the only one, "" for all
+}
+
+// peek asks the collector which routers it hears, before a long topic is read for
+// nothing.
+func (v *verification) peek(ctx context.Context, ledger *verify.Ledger) (p *peeking, err error) {
+	p = &peeking{client: control.NewClient(v.socket), m: verify.NewMatch(ledger, v.scope)}
+	if v.options.Router.IsValid() {
+		p.router = v.options.Router.String()
+	}
+	routers := 0
+	err = p.client.Peers(ctx, p.router, func(line []byte) error {
+		routers++
+		return p.m.Router(line)
+	})
+	if err == nil && routers > 0 {
+		// Whether it can tell routes.
+		_, err = p.client.Routes(ctx, &control.Query{Router: p.router, Limit: 1}, func([]byte) error { return nil })
+	}
+	if err != nil {
+		err = lookup(err)
+	} else if routers == 0 {
+		err = cli.Exit(fmt.Sprintf("no router has connected yet to the collector at %s", v.socket), control.ExitNotFound)
+	}
+	if err != nil {
+		p.client.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// match compares the tables of ledger with the collector's. It moves the ends of
+// spans, up to which ledger has the records.
+func (v *verification) match(ctx context.Context, p *peeking, ledger *verify.Ledger, spans []verify.Span) (*verify.TableComparison, error) {
+	m := p.m
+	more := func() error {
+		if err := v.follow(ctx, spans, ledger); err != nil {
+			return fmt.Errorf("topic %s: %w", v.topic, err)
+		}
+		return nil
+	}
+	// A long topic has grown while it was read.
+	if err := more(); err != nil {
+		return nil, err
+	}
+	if err := v.pass(ctx, p); err != nil {
+		return nil, lookup(err)
+	}
+	began := time.Now()
+	for m.Check() > 0 {
+		left := v.settle - time.Since(began)
+		if left <= 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(min(left, settleStep)):
+		}
+		if err := more(); err != nil {
+			return nil, err
+		}
+		if m.Check() == 0 {
+			break
+		}
+		if err := v.pass(ctx, p); err != nil {
+			return nil, lookup(err)
+		}
+	}
+	r := m.Result(v.socket, time.Since(began))
+	if len(r.Routers) == 0 {
+		w := r.Without[0]
+		return nil, cli.Exit(fmt.Sprintf("the collector at %s keeps no table of router %s: %s", v.socket, w.Router, w.Reason), control.ExitNoTable)
+	}
+	return r, nil
+}
+
+// pass lets the collector tell all routes, or those that are to be looked at again.
+func (v *verification) pass(ctx context.Context, p *peeking) error {
+	m := p.m
+	asks, all := m.Open()
+	m.Begin()
+	if all {
+		if _, err := p.client.Routes(ctx, &control.Query{Router: p.router, Peer: v.scope.Peer, Match: table.Longest}, m.Route); err != nil {
+			return err
+		}
+	}
+	for _, a := range asks {
+		_, err := p.client.Routes(ctx, &control.Query{Router: a.Router, Prefix: a.Prefix, Match: table.Exact}, m.Route)
+		if err != nil && !errors.As(err, new(*control.NotFound)) {
+			return err
+		}
+	}
+	m.End()
+	return nil
+}
+
+// follow reads what has come since the ends of spans, and moves them.
+func (v *verification) follow(ctx context.Context, spans []verify.Span, ledger *verify.Ledger) error {
+	now, err := v.span(ctx, v.topic, bound{offset: -1}, bound{offset: -1})
+	if err != nil {
+		return err
+	}
+	var news []verify.Span
+	for i := range spans {
+		for _, s := range now {
+			if s.Partition == spans[i].Partition && s.Until > spans[i].Until {
+				news = append(news, verify.Span{Partition: s.Partition, From: spans[i].Until, Until: s.Until})
+				spans[i].Until = s.Until
+			}
+		}
+	}
+	return v.read(ctx, v.topic, news, ledger.Record)
+}
+
+// span asks Kafka what lies between two bounds.
+func (v *verification) span(ctx context.Context, topic string, from, until bound) ([]verify.Span, error) {
 	asked, stop := context.WithTimeout(ctx, v.timeout)
 	defer stop()
 	admin, err := kgo.NewClient(v.client...)
 	if err != nil {
 		return nil, err
 	}
-	spans, err := v.spans(asked, kadm.NewClient(admin))
-	admin.Close()
+	defer admin.Close()
+	spans, err := spansOf(asked, kadm.NewClient(admin), topic, from, until)
 	if err != nil {
 		if asked.Err() != nil && ctx.Err() == nil {
 			err = fmt.Errorf("no answer of Kafka within %s: %w", v.timeout, err)
@@ -407,6 +644,11 @@ func (v *verification) read(ctx context.Context, ledger *verify.Ledger) ([]verif
 		}
 		return nil, err
 	}
+	return spans, nil
+}
+
+// read takes what lies in spans to each.
+func (v *verification) read(ctx context.Context, topic string, spans []verify.Span, each func(verify.Record)) error {
 	begin := make(map[int32]kgo.Offset)
 	ends := make(map[int32]int64)
 	var total int64
@@ -418,16 +660,16 @@ func (v *verification) read(ctx context.Context, ledger *verify.Ledger) ([]verif
 		}
 	}
 	if len(ends) == 0 {
-		return spans, nil
+		return nil
 	}
 	client, err := kgo.NewClient(append(slices.Clone(v.client),
-		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{v.topic: begin}),
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: begin}),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()), // what is gone must be said, not skipped
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // one may be the last before the end
 	)...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer client.Close()
 	bar := progress{w: v.progress, total: total}
@@ -438,20 +680,20 @@ func (v *verification) read(ctx context.Context, ledger *verify.Ledger) ([]verif
 		late := wait.Err() != nil
 		stop()
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 		for _, e := range fetches.Errors() {
 			switch {
 			case errors.Is(e.Err, context.DeadlineExceeded) && late:
 			case errors.Is(e.Err, kerr.OffsetOutOfRange):
-				return nil, fmt.Errorf("partition %d: records were deleted before they could be read: begin later with --from", e.Partition)
+				return fmt.Errorf("partition %d: records were deleted before they could be read: begin later with --from", e.Partition)
 			default:
-				return nil, fmt.Errorf("partition %d: %w", e.Partition, e.Err)
+				return fmt.Errorf("partition %d: %w", e.Partition, e.Err)
 			}
 		}
 		if late && fetches.NumRecords() == 0 {
 			p := slices.Min(slices.Collect(maps.Keys(ends)))
-			return nil, fmt.Errorf("partition %d: nothing came for %s, with offset %d still to come", p, v.timeout, ends[p]-1)
+			return fmt.Errorf("partition %d: nothing came for %s, with offset %d still to come", p, v.timeout, ends[p]-1)
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			end, open := ends[r.Partition]
@@ -461,18 +703,18 @@ func (v *verification) read(ctx context.Context, ledger *verify.Ledger) ([]verif
 			bar.done++
 			if r.Offset >= end-1 {
 				delete(ends, r.Partition)
-				client.PauseFetchPartitions(map[string][]int32{v.topic: {r.Partition}})
+				client.PauseFetchPartitions(map[string][]int32{topic: {r.Partition}})
 			}
 			if r.Offset >= end || r.Attrs.IsControl() {
 				return
 			}
-			ledger.Record(verify.Record{
+			each(verify.Record{
 				Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp, Value: r.Value, Header: headerOf(r),
 			})
 		})
 		bar.draw(time.Now())
 	}
-	return spans, nil
+	return nil
 }
 
 // headerOf returns bmpha's header, which comes behind all that a record brought.
@@ -485,24 +727,24 @@ func headerOf(r *kgo.Record) []byte {
 	return nil
 }
 
-// spans asks Kafka for the offsets between the bounds.
-func (v *verification) spans(ctx context.Context, admin *kadm.Client) ([]verify.Span, error) {
-	starts, err := admin.ListStartOffsets(ctx, v.topic)
+// spansOf asks Kafka for the offsets of a topic between two bounds.
+func spansOf(ctx context.Context, admin *kadm.Client, topic string, fromBound, untilBound bound) ([]verify.Span, error) {
+	starts, err := admin.ListStartOffsets(ctx, topic)
 	if err == nil {
 		err = starts.Error()
 	}
 	var ends, from, until kadm.ListedOffsets
 	if err == nil {
-		if ends, err = admin.ListCommittedOffsets(ctx, v.topic); err == nil {
+		if ends, err = admin.ListCommittedOffsets(ctx, topic); err == nil {
 			err = ends.Error()
 		}
 	}
 	for _, b := range []struct {
 		bound
 		to *kadm.ListedOffsets
-	}{{v.from, &from}, {v.until, &until}} {
+	}{{fromBound, &from}, {untilBound, &until}} {
 		if err == nil && !b.at.IsZero() {
-			if *b.to, err = admin.ListOffsetsAfterMilli(ctx, max(0, b.at.UnixMilli()), v.topic); err == nil {
+			if *b.to, err = admin.ListOffsetsAfterMilli(ctx, max(0, b.at.UnixMilli()), topic); err == nil {
 				err = b.to.Error()
 			}
 		}
@@ -513,18 +755,18 @@ func (v *verification) spans(ctx context.Context, admin *kadm.Client) ([]verify.
 		}
 		return nil, err
 	}
-	if len(ends[v.topic]) == 0 {
+	if len(ends[topic]) == 0 {
 		return nil, errors.New("no such topic")
 	}
 	var spans []verify.Span
-	for p, end := range ends[v.topic] {
-		start, ok := starts.Lookup(v.topic, p)
+	for p, end := range ends[topic] {
+		start, ok := starts.Lookup(topic, p)
 		if !ok {
 			return nil, fmt.Errorf("partition %d: Kafka does not say where it begins", p)
 		}
 		at := func(b bound, listed kadm.ListedOffsets, usual int64) int64 {
 			n := usual
-			if o, ok := listed.Lookup(v.topic, p); ok && o.Offset >= 0 {
+			if o, ok := listed.Lookup(topic, p); ok && o.Offset >= 0 {
 				n = o.Offset
 			} else if ok {
 				n = end.Offset // nothing is as late
@@ -534,7 +776,7 @@ func (v *verification) spans(ctx context.Context, admin *kadm.Client) ([]verify.
 			}
 			return min(max(n, start.Offset), end.Offset)
 		}
-		s := verify.Span{Partition: p, From: at(v.from, from, start.Offset), Until: at(v.until, until, end.Offset)}
+		s := verify.Span{Partition: p, From: at(fromBound, from, start.Offset), Until: at(untilBound, until, end.Offset)}
 		s.Until = max(s.Until, s.From)
 		spans = append(spans, s)
 	}

@@ -16,6 +16,10 @@ type Result struct {
 	Partitions []Span      `json:"partitions"`
 	Report     *Report     `json:"report"`
 	Comparison *Comparison `json:"comparison,omitempty"`
+	// Dumps is what there was of dumps, if tables begin with one.
+	Dumps *DumpReport `json:"dumps,omitempty"`
+	// Collector is the comparison with a running collector.
+	Collector *TableComparison `json:"collector,omitempty"`
 }
 
 // A Span is what was read of a partition: the offsets from From up to, and not
@@ -28,7 +32,17 @@ type Span struct {
 
 // Sound tells whether there was no fault and no difference.
 func (r *Result) Sound() bool {
-	return r.Report.Faults() == 0 && (r.Comparison == nil || r.Comparison.Differences() == 0)
+	return r.Report.Faults() == 0 && r.differences() == 0
+}
+
+func (r *Result) differences() (n int64) {
+	if r.Comparison != nil {
+		n += int64(r.Comparison.Differences())
+	}
+	if r.Collector != nil {
+		n += r.Collector.Differences()
+	}
+	return n
 }
 
 // few is how many findings of a sort are written unless all are wanted.
@@ -46,6 +60,9 @@ func (r *Result) Write(w io.Writer, all bool) error {
 	for _, p := range r.Partitions {
 		t.line("  partition %d: offsets %d to %d", p.Partition, p.From, p.Until)
 	}
+	if r.Dumps != nil {
+		t.dumps(r.Dumps)
+	}
 	if rep.Skipped > 0 {
 		t.line("  %s of other routers", number(rep.Skipped, "record"))
 	}
@@ -62,6 +79,9 @@ func (r *Result) Write(w io.Writer, all bool) error {
 	if r.Comparison != nil {
 		t.comparison(r.Comparison)
 	}
+	if r.Collector != nil {
+		t.tables(r.Collector)
+	}
 	t.line("")
 	t.line("%s", r.verdict())
 	_, err := w.Write(t.b.Bytes())
@@ -74,13 +94,13 @@ func (r *Result) verdict() string {
 	if n > 0 {
 		faults = number(n, "fault")
 	}
-	switch c := r.Comparison; {
-	case c == nil:
+	switch {
+	case r.Comparison == nil && r.Collector == nil:
 		return faults
-	case c.Differences() == 0:
+	case r.differences() == 0:
 		return "tables are equal, " + faults
 	default:
-		return number(int64(c.Differences()), "difference") + ", " + faults
+		return number(r.differences(), "difference") + ", " + faults
 	}
 }
 
@@ -212,6 +232,72 @@ func (t *text) comparison(c *Comparison) {
 		}
 		t.more(int64(len(sort.list) - n))
 	}
+}
+
+func (t *text) dumps(d *DumpReport) {
+	t.line("  tables begin with dumps of topic %s: %s whole, %s not", d.Topic, grouped(d.Whole), grouped(d.Broken))
+	for _, b := range d.Bases[:min(len(d.Bases), t.most)] {
+		t.line("    %s: %s, partition %d offset %d, %s", printable(b.Router), number(int64(b.Routes), "route"), b.Partition, b.Offset, moment(b.Time))
+	}
+	t.more(int64(max(0, len(d.Bases)-t.most)))
+}
+
+// tables is a comparison with a collector.
+func (t *text) tables(c *TableComparison) {
+	t.line("")
+	t.line("collector %s, %s: its tables against Kafka's", printable(c.Collector), number(int64(len(c.Routers)), "router"))
+	again := ""
+	if c.First > 0 {
+		again = fmt.Sprintf("; %s differed at first, looked at again for %.1f s", grouped(c.First), c.Waited)
+	}
+	t.line("  %s equal, %s missing, %s extra, %s different%s",
+		grouped(c.Equal), grouped(c.Missing.Count), grouped(c.Extra.Count), grouped(c.Different.Count), again)
+	if c.Unsorted > 0 {
+		t.line("! %s more differ, too many to look at", grouped(c.Unsorted))
+	}
+	for _, w := range c.Without[:min(len(c.Without), t.most)] {
+		t.line("  not compared: router %s: %s", printable(w.Router), printable(w.Reason))
+	}
+	t.more(int64(max(0, len(c.Without)-t.most)))
+	if c.Others > 0 {
+		t.line("  not compared: %s of families that a collector does not keep", number(c.Others, "route"))
+	}
+	if c.Unclear > 0 {
+		t.line("  not compared: %s in Kafka, of peers an instance of which went down: records do not tell whose they were", number(c.Unclear, "VPN route"))
+	}
+	if n := c.NotMentioned; n.Count > 0 {
+		t.line("  not mentioned since the start, and so no difference: %s", number(n.Count, "route"))
+		t.list(n, false)
+	}
+	for _, sort := range []struct {
+		name string
+		list Unequal
+	}{{"missing in Kafka", c.Missing}, {"only in Kafka", c.Extra}, {"different", c.Different}} {
+		if sort.list.Count > 0 {
+			t.line("! %s:", sort.name)
+			t.list(sort.list, true)
+		}
+	}
+}
+
+// list writes routes, with what is said about them if wanted.
+func (t *text) list(u Unequal, values bool) {
+	n := min(len(u.First), t.most)
+	for i := range u.First[:n] {
+		d := &u.First[i]
+		fields := ""
+		if len(d.Fields) > 0 {
+			fields = ": " + strings.Join(d.Fields, ", ")
+		}
+		t.line("    %s%s", printable(d.String()), fields)
+		if values && d.Collector != "" {
+			t.line("      collector: %s", printable(d.Collector))
+		}
+		if values && d.Kafka != "" {
+			t.line("      kafka:     %s", printable(d.Kafka))
+		}
+	}
+	t.more(u.Count - int64(n))
 }
 
 func moment(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.000") }

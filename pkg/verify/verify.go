@@ -7,7 +7,10 @@
 //   - A Ledger takes the records of a topic one by one, in pmacct's JSON of
 //     either dialect (1.7.7 or 1.8), with bmpha's header or without, and keeps
 //     only the tables, one hash for each route and a bounded list of findings.
-//   - The table is that of [replay.Consumer], the model consumer.
+//   - The table is that of [replay.Consumer], the model consumer. It can begin
+//     with a dump of the router's table.
+//   - A Match compares it with the table of a running collector, whose routers go
+//     on talking: what differs only for a moment is no difference.
 //   - Nothing that a topic or a file holds makes it fail other than by an error
 //     that says where; records that it cannot read are counted and named.
 //   - Attributes are compared where both sides tell them. Known ways in which a
@@ -50,6 +53,9 @@ type Options struct {
 	// Within is how soon after the one before an equal record without hashes in
 	// a header counts as a repeat; 0 means DefaultWithin.
 	Within time.Duration
+	// Partial says that what a router said before the first record is not known, but
+	// for that of a dump. It costs memory for each route that was withdrawn.
+	Partial bool
 }
 
 // DefaultWithin is longer than what a native collector holds and repeats.
@@ -84,7 +90,7 @@ func New(o Options) *Ledger {
 // router is what is known of one router.
 type router struct {
 	report RouterReport
-	table  replay.Consumer
+	table  routes
 	peers  map[peer]bool     // whether it is up
 	lives  map[string]uint32 // by a peer's address: times that it came up or went down
 	last   map[routeKey]word
@@ -149,9 +155,10 @@ func (l *Ledger) Record(r Record) {
 	rt := l.routers[string(f.router)]
 	if rt == nil {
 		rt = newRouter(string(f.router))
+		rt.table.partial = l.o.Partial
 		l.routers[rt.report.Router] = rt
 	}
-	if err := rt.table.Record(r.Value); err != nil {
+	if err := rt.table.record(r.Value); err != nil {
 		l.bad(r, err.Error())
 		return
 	}
@@ -333,7 +340,7 @@ func (l *Ledger) Report() *Report {
 	rep := l.report
 	for _, rt := range l.routers {
 		n := rt.report
-		n.Routes = len(rt.table.Routes())
+		n.Routes = rt.table.count()
 		n.Peers = len(rt.peers)
 		for _, up := range rt.peers {
 			if up {
@@ -356,7 +363,7 @@ func (l *Ledger) Routes(router string) (map[replay.Key]string, bool) {
 	if rt == nil {
 		return nil, false
 	}
-	return rt.table.Routes(), true
+	return rt.table.keyed(router), true
 }
 
 func compareAddrs(a, b string) int {
