@@ -210,6 +210,63 @@ func TestKafkaAway(t *testing.T) {
 	}
 }
 
+// TestKafkaOutOfReach: the active one alone is cut off from Kafka and gives way to
+// the other. It does not take the role back when its way is mended, and when both
+// are cut off nobody moves.
+func TestKafkaOutOfReach(t *testing.T) {
+	rig.Require(t, rig.KafkaPart)
+	t.Parallel()
+	kafka, err := rig.StartKafkaServer(t.Context(), rig.KafkaOptions{Paths: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = kafka.Close() })
+	l := newLab(t, func(l *lab) { l.kafka = kafka }, with("BMPHA_KAFKA_PATIENCE=1s")).consume(1)
+	var ms []*member
+	var ways []*rig.Proxy
+	for i, name := range []string{"a", "b"} {
+		brokers, way := kafka.Via(i)
+		ms, ways = append(ms, l.start(name, "BMPHA_KAFKA_BROKERS="+brokers)), append(ways, way)
+		ms[i].role([]string{control.RoleActive, control.RoleStandby}[i])
+	}
+	a, b := ms[0], ms[1]
+	r := l.numbered(trafficRate, a, b)
+	l.more(trafficRate)
+
+	ways[0].Cut()
+	b.role(control.RoleActive)
+	unfit := func(m *member, want bool) {
+		t.Helper()
+		m.seen("fitness", func(s *control.Status) error {
+			if (s.Unfit != "") != want {
+				return fmt.Errorf("unfit %q", s.Unfit)
+			}
+			return nil
+		})
+	}
+	unfit(a, true)
+	l.more(trafficRate)
+	l.must(ways[0].Restore())
+	unfit(a, false)
+
+	ways[0].Cut()
+	ways[1].Cut()
+	unfit(a, true)
+	unfit(b, true)
+	l.must(ways[0].Restore())
+	l.must(ways[1].Restore())
+	unfit(a, false)
+	unfit(b, false)
+	l.more(trafficRate)
+	l.complete(r)
+	// One may have noticed before the other that its way is cut.
+	for _, m := range ms {
+		if n := m.status().RoleChanges[control.RoleActive]; n > 2 {
+			t.Errorf("%s became active %d times", m.name, n)
+		}
+	}
+}
+
 // TestTopicMissing: the topic does not exist at first, and the broker makes none.
 func TestTopicMissing(t *testing.T) {
 	t.Parallel()

@@ -205,7 +205,7 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 		Key: func(addr netip.Addr, port uint16) []byte {
 			return []byte(config.Expand(cfg.Kafka.Key, addr, port))
 		},
-		Sink: out, SinkKind: cfg.Sink, SinkTarget: target, DeadLetter: cfg.Kafka.DeadLetter,
+		Sink: out, SinkKind: cfg.Sink, SinkTarget: target, DeadLetter: cfg.Kafka.DeadLetter, SinkPatience: cfg.Kafka.Patience,
 		Log: log,
 	}
 	if kept := cfg.TableKept(); kept != config.TableOff {

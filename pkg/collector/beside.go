@@ -144,6 +144,9 @@ func (c *Collector) pressure(paused bool) bool {
 
 // unfit says why this collector cannot do its job, "" if it can.
 func (c *Collector) unfit(now int64) string {
+	if c.o.SinkPatience > 0 && c.reach.step(now, c.o.Sink.Stats().Connected, micros(c.o.SinkPatience)) > 0 {
+		return "cannot reach " + c.o.SinkTarget
+	}
 	if why := c.supply.unfit(now); why != "" {
 		return why
 	}

@@ -97,6 +97,9 @@ type Options struct {
 	SinkKind   string // "kafka", "file", "stdout": for status
 	SinkTarget string // brokers and topic, or path: for status
 	DeadLetter string // file: for status; may be empty
+	// SinkPatience is how long the sink may be out of reach before another collector,
+	// if it can reach its own, is to send; 0: for ever.
+	SinkPatience time.Duration
 
 	StopTimeout time.Duration // for flushing at the end; 0 means 20 s
 	Log         *slog.Logger
@@ -122,6 +125,7 @@ type Collector struct {
 	}
 	routers routers
 	fwd     forwarder
+	reach   reach
 	co      coordinator
 	relay   *relay.Relay // nil: sessions are not passed on
 	paused  atomic.Bool  // the relay is

@@ -556,6 +556,28 @@ func TestIntakeOutlivesItsContext(t *testing.T) {
 	<-done
 }
 
+// TestReach: a short outage is none, and neither is a short return.
+func TestReach(t *testing.T) {
+	const patience = 5
+	var r reach
+	for _, test := range []struct {
+		now       int64
+		connected bool
+		want      int64
+	}{
+		{1, true, 0},
+		{2, false, 0}, {6, false, 0}, {6, true, 0}, // a broker restarts
+		{10, false, 0}, {14, false, 0}, {15, false, 10}, {90, false, 10}, // away
+		{91, true, 10}, {95, true, 10}, {95, false, 10}, // back for a moment
+		{96, true, 10}, {100, true, 10}, {101, true, 0}, // back
+		{102, false, 0}, {107, false, 102},
+	} {
+		if got := r.step(test.now, test.connected, patience); got != test.want {
+			t.Errorf("at %d: %d, want %d", test.now, got, test.want)
+		}
+	}
+}
+
 // TestPulse: a collector that stood still vouches for nothing that came meanwhile
 // before those who read it have woken up.
 func TestPulse(t *testing.T) {

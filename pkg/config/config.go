@@ -230,16 +230,19 @@ type File struct {
 
 // Kafka says where records go. Topic and Key are templates, see [Expand].
 type Kafka struct {
-	Brokers    []string   `yaml:"brokers"`
-	Topic      string     `yaml:"topic"`
-	Key        string     `yaml:"key"` // empty: records without a key
-	Order      string     `yaml:"order" oneof:"router none"`
-	InFlight   int        `yaml:"in_flight"` // records not yet acknowledged, 1 to 100,000
-	Client     string     `yaml:"client" oneof:"native reference"`
-	DeadLetter string     `yaml:"dead_letter"` // file
-	TLS        KafkaTLS   `yaml:"tls"`
-	SASL       SASL       `yaml:"sasl"`
-	Properties Properties `yaml:"properties"` // of librdkafka, unchecked
+	Brokers  []string `yaml:"brokers"`
+	Topic    string   `yaml:"topic"`
+	Key      string   `yaml:"key"` // empty: records without a key
+	Order    string   `yaml:"order" oneof:"router none"`
+	InFlight int      `yaml:"in_flight"` // records not yet acknowledged, 1 to 100,000
+	// Patience is how long no broker may be reached before another collector is to
+	// send that reaches one; 0: for ever.
+	Patience   time.Duration `yaml:"patience"`
+	Client     string        `yaml:"client" oneof:"native reference"`
+	DeadLetter string        `yaml:"dead_letter"` // file
+	TLS        KafkaTLS      `yaml:"tls"`
+	SASL       SASL          `yaml:"sasl"`
+	Properties Properties    `yaml:"properties"` // of librdkafka, unchecked
 }
 
 // KafkaTLS is TLS towards the brokers. Files are PEM. librdkafka takes the name
@@ -339,6 +342,7 @@ func Default() Config {
 			Key:        "$bmp_router",
 			Order:      OrderRouter,
 			InFlight:   5000,
+			Patience:   5 * time.Second,
 			Client:     ClientNative,
 			DeadLetter: "/var/lib/bmpha/dead-letter.jsonl",
 			TLS:        KafkaTLS{VerifyHostname: true},

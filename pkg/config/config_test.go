@@ -175,6 +175,7 @@ kafka:
   key: ""
   order: none
   in_flight: 100
+  patience: 11s
   client: reference
   dead_letter: dead.jsonl
   tls: {enabled: true, ca: ca.pem, cert: cert.pem, key: key.pem, key_password: geheim, verify_hostname: false}
@@ -229,7 +230,7 @@ func TestEverything(t *testing.T) {
 		File: File{Path: "/tmp/out.jsonl"},
 		Kafka: Kafka{
 			Brokers: []string{"kafka-1:9092", "[::1]:9093"}, Topic: "bmp.$bmp_router", Order: OrderNone,
-			InFlight: 100, Client: ClientReference, DeadLetter: "dead.jsonl",
+			InFlight: 100, Patience: 11 * time.Second, Client: ClientReference, DeadLetter: "dead.jsonl",
 			TLS:        KafkaTLS{Enabled: true, CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", KeyPassword: "geheim"},
 			SASL:       SASL{Mechanism: "SCRAM-SHA-512", Username: "u", Password: "geheim"},
 			Properties: Properties{"linger.ms": "20", "enable.idempotence": "true", "client.id": "a: b"},
