@@ -35,6 +35,7 @@ type link struct {
 	key      uint64 // names it to the pacer
 	header   []byte
 	before   []*link       // older ones of the same router that are ending
+	patience time.Duration // with before
 	wake     chan struct{} // of capacity 1: something below has changed
 	done     chan struct{} // closed when it is over
 	replaced atomic.Bool   // another has taken its place
@@ -53,6 +54,7 @@ type link struct {
 	closed  bool  // the session has ended
 	told    bool  // and the target has been told all of it
 	dead    bool
+	cut     bool // by us: the target may have more of it to read
 }
 
 func (l *link) notify() {
@@ -191,7 +193,10 @@ func (l *link) fail(err error) {
 	l.queue.clear()
 	l.step = nil
 	if l.wire != nil {
-		l.wire.conn.Close()
+		l.cut = lost && (err == errFull || err == errNoTable) && l.wire.closeWrite()
+		if !l.cut {
+			l.wire.conn.Close()
+		}
 	}
 	l.notify()
 	if lost {
@@ -254,13 +259,21 @@ func (l *link) run() {
 	l.target.connected(l)
 	w.onEnd(l.failed)
 	l.send(w)
+	l.mu.Lock()
+	cut := l.cut
+	l.mu.Unlock()
+	if cut {
+		// Until the target ends the connection it may not have read all of it, and
+		// of two connections of a router it would read now one, now the other.
+		l.await(w, cutWithin)
+	}
 }
 
 // mayConnect waits until the relay is not paused and older sessions of the same
 // router have reached their end, so that the target hears them in order. It
 // reports false if the link was cut meanwhile, or has ended with nothing to say.
 func (l *link) mayConnect() bool {
-	patience := time.NewTimer(finishWithin)
+	patience := time.NewTimer(l.patience)
 	defer patience.Stop()
 	for {
 		l.mu.Lock()
@@ -356,14 +369,22 @@ func (l *link) send(w *wire) {
 func (l *link) finish(w *wire) {
 	// Half first: closing while the target says something would reset the
 	// connection, and take with it what the target has not read.
-	if half, ok := w.conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-		patience := time.NewTimer(finishWithin)
-		defer patience.Stop()
-		select {
-		case <-w.over:
-		case <-patience.C:
-		case <-l.target.relay.ctx.Done():
-		}
+	if w.closeWrite() {
+		l.await(w, finishWithin)
+		return
+	}
+	w.conn.Close()
+	<-w.over
+}
+
+// await waits until the target has ended a connection, and closes it.
+func (l *link) await(w *wire, within time.Duration) {
+	patience := time.NewTimer(within)
+	defer patience.Stop()
+	select {
+	case <-w.over:
+	case <-patience.C:
+	case <-l.target.relay.ctx.Done():
 	}
 	w.conn.Close()
 	<-w.over
@@ -411,6 +432,13 @@ func newWire(conn net.Conn) *wire {
 	}
 	go w.watch()
 	return w
+}
+
+// closeWrite tells the target that nothing more comes, behind what the kernel has,
+// and ends a write that waits. It reports false if that cannot be.
+func (w *wire) closeWrite() bool {
+	half, ok := w.conn.(interface{ CloseWrite() error })
+	return ok && half.CloseWrite() == nil && w.conn.SetWriteDeadline(time.Unix(1, 0)) == nil
 }
 
 func (w *wire) watch() {

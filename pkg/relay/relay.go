@@ -48,6 +48,10 @@ const (
 	// told it everything. After that it is closed from our side; what the kernel
 	// has of it is still delivered.
 	finishWithin = 30 * time.Second
+	// cutWithin is how long a target may take to end a connection that was cut,
+	// until the session is replayed all the same. One that does not read would not
+	// read the replay, either.
+	cutWithin = 5 * time.Minute
 	// dialWithin bounds a try to connect.
 	dialWithin = 10 * time.Second
 	// sendBuffer is what the kernel is asked to hold of a session: small, because

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -506,4 +507,55 @@ func TestReplayNeedsTable(t *testing.T) {
 		m.set(false, 0, 1)
 		time.Sleep(2 * time.Second) // the station's last turn
 	})
+}
+
+// A target that a session was cut for may have much of it left to read. It is not
+// replayed before that is done: of two connections of a router a target reads now
+// one, now the other, and would take what is old for news.
+func TestReplayWaitsForWhatWasCut(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	r := start(t, Options{Targets: []string{ln.Addr().String()}, Buffer: 1 << 20, Resync: true, Replay: true})
+	s := r.Open(1, router4, local4, func() { t.Error("reset") })
+	defer s.Close()
+	first, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	_, dump, _ := fullTable(100, 0)
+	tab := table.NewTable(table.NewStore(), table.Options{})
+	s.Table(tab)
+	for _, m := range dump {
+		if err := s.Apply(m, 1, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := random(64<<10, 1)
+	until(t, "the cut", func() bool { s.Write(b); return r.Status()[0].Cuts == 1 })
+	second, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	until(t, "the replay", func() bool { return r.Status()[0].Replays == 1 })
+	_ = second.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := second.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("replayed while the target has not read what was cut: %d bytes, %v", n, err)
+	}
+	if _, err := io.Copy(io.Discard, first); err != nil {
+		t.Errorf("what was cut does not end in order: %v", err)
+	}
+	_ = first.Close()
+	_ = second.SetReadDeadline(time.Time{})
+	msg := make([]byte, len(dump[0]))
+	if _, err := io.ReadFull(second, msg); err != nil || !bytes.Equal(msg, dump[0]) {
+		t.Errorf("the replay begins with %x, %v", msg, err)
+	}
+	if st := r.Status()[0]; st.Replays != 1 || st.Cuts != 1 {
+		t.Errorf("%+v", st)
+	}
 }

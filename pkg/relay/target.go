@@ -65,8 +65,9 @@ func (t *target) all() []*link {
 // open makes a link of a session; the caller runs it. It is a new one, or, to be
 // replayed, takes the place of one that was lost.
 func (t *target) open(s *Stream, header []byte, lost *link) *link {
-	l := &link{target: t, stream: s, header: header, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	l := &link{target: t, stream: s, header: header, wake: make(chan struct{}, 1), done: make(chan struct{}), patience: finishWithin}
 	if lost != nil {
+		l.before, l.patience = append(l.before, lost), cutWithin+time.Second
 		l.replay, l.framed, l.walking = s.table.Replay(), true, true
 	}
 	l.queue.budget = t.budget
