@@ -83,7 +83,7 @@ func bench(ctx context.Context) error {
 	flag.BoolVar(&r.quick, "short", false, "fewer and shorter runs, for looking")
 	flag.IntVar(&r.messages, "messages", 0, "BMP `messages` of the throughput stream (0: 500000, with -short 100000)")
 	jsonFile := flag.String("json", "", "write the results to this `file`, too")
-	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover, relay, spool, table; or failover alone")
+	only := flag.String("only", "", "run only these `sections`: code, whole, real, standby, takeover, relay, spool, table, replay; or failover alone")
 	flag.IntVar(&r.rate, "rate", 2000, "`messages` a second of the failover section")
 	flag.IntVar(&r.each, "kills", 0, "`kills` of pmacct, and of bmpha, in the failover section (0: 5, with -short 1)")
 	flag.Parse()
@@ -131,6 +131,7 @@ func bench(ctx context.Context) error {
 		{"relay", r.relay},
 		{"spool", r.spool},
 		{"table", r.table},
+		{"replay", r.replay},
 	}
 	if *only == "failover" { // takes minutes and all real parts
 		sections = []section{{"failover", r.failover}}

@@ -1,8 +1,10 @@
 package rig
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -22,6 +24,9 @@ type PmbmpdOptions struct {
 	// Kafka is the broker that its records go to, host:port; "" leaves that to
 	// Config.
 	Kafka, Topic string
+	// Dump makes it keep a table, which pmbmpd otherwise does not, and dump it on
+	// each full minute, see Pmbmpd.Dump.
+	Dump bool
 }
 
 // A Pmbmpd is pmacct's BMP collector. It is ended by SIGINT, which it heeds also
@@ -73,6 +78,12 @@ func StartPmbmpd(ctx context.Context, o PmbmpdOptions) (*Pmbmpd, error) {
 			"bmp_daemon_msglog_kafka_broker_port: "+kafkaPort,
 			"bmp_daemon_msglog_kafka_topic: "+o.Topic)
 	}
+	if o.Dump {
+		lines = append(lines,
+			"bmp_dump_file: "+filepath.Join(d.dir.path, "dump-%s.json"),
+			"bmp_dump_refresh_time: 60", // the least it takes
+			"timestamps_since_epoch: true")
+	}
 	lines = append(lines, o.Config...)
 	conf := filepath.Join(d.dir.path, program+".conf")
 	if err := os.WriteFile(conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
@@ -114,6 +125,41 @@ func listening(addr string) error {
 
 // Addr is where routers connect to, host:port.
 func (d *Pmbmpd) Addr() string { return d.addr }
+
+// Dump returns the table dump of the first full minute behind after, once it
+// is there to the end of that number of sessions, and its slot.
+// That takes a minute at most, and a few seconds more.
+func (d *Pmbmpd) Dump(ctx context.Context, after time.Time, sessions int) (dump []byte, slot time.Time, err error) {
+	err = waitEvery(ctx, 50*time.Millisecond, func() error {
+		files, err := filepath.Glob(filepath.Join(d.dir.path, "dump-*.json"))
+		if err != nil {
+			return err
+		}
+		for _, file := range files { // in the order of slots
+			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(file), "dump-"), ".json"), 10, 64)
+			if err != nil || n <= after.Unix() {
+				continue
+			}
+			b, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			if n := bytes.Count(b, []byte(`"event_type": "dump_close"`)); n < sessions {
+				return fmt.Errorf("%d of %d sessions are in %s", n, sessions, file)
+			}
+			dump, slot = b, time.Unix(n, 0)
+			return nil
+		}
+		if !d.Alive() {
+			return errors.New("it has ended")
+		}
+		return errors.New("no dump yet")
+	})
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("table dump: %w%s", err, d.tail())
+	}
+	return dump, slot, nil
+}
 
 // Close ends it and removes its temporary folder.
 func (d *Pmbmpd) Close() error {
