@@ -382,5 +382,10 @@ func (c *Collector) electionConfig() election.Config {
 		Handover: 2 * expiry,
 		Grace:    expiry,
 		Window:   micros(c.o.Window),
+		Proof:    micros(c.o.Expiry + proofMore),
 	}
 }
+
+// proofMore is what a collector needs to find a broker again, longer than the
+// library waits between two tries to connect.
+const proofMore = 2 * time.Second

@@ -20,6 +20,7 @@ package election
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -66,6 +67,9 @@ type Config struct {
 	Handover  int64  // longest wait for a living sender to stop
 	Grace     int64  // how long the leader may not hear a router before another sends for it
 	Window    int64  // how long the last low-water mark of a sender serves
+	// Proof is how long a member that was unfit must have been fit again before
+	// another gives way to it: what is mended for one is mostly mended for all.
+	Proof int64
 }
 
 // expirySlack is how long after a predicted expiry Redis is asked, in µs.
@@ -138,7 +142,10 @@ type Election struct {
 	shadowed bool
 	unfit    string // why we cannot do the job now, "" if we can
 	unfitAt  int64  // since when
-	gaveWay  int64  // when we last made room for a member that can
+	// mended are the members that were unfit, with the time since when they are not,
+	// 0 while they are.
+	mended  map[string]int64
+	gaveWay int64 // when we last made room for a member that can
 
 	marks   map[string]seen
 	waiting map[string]int64 // since when we wait for a living sender to stop
@@ -158,6 +165,7 @@ func New(cfg Config, now int64) *Election {
 		since:   now,
 		next:    now,
 		marks:   make(map[string]seen),
+		mended:  make(map[string]int64),
 		waiting: make(map[string]int64),
 		unheard: make(map[string]int64),
 	}
@@ -261,6 +269,7 @@ func (e *Election) Done(now int64, r Round) {
 	}
 	e.members = append(slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone }), lost...)
 	e.lastGood = r.Sent
+	e.mend(now)
 	if r.Sent < e.settled {
 		e.next = min(e.next, max(now, e.settled))
 	}
@@ -379,10 +388,27 @@ func (e *Election) giveWay(now int64) {
 		return
 	}
 	if slices.ContainsFunc(e.members, func(m Member) bool {
-		return !e.self(&m) && !m.Gone && !m.Unfit && m.Value != ForcedStandby
+		since, was := e.mended[m.Name]
+		return !e.self(&m) && !m.Gone && !m.Unfit && m.Value != ForcedStandby && !(was && now-since < e.cfg.Proof)
 	}) {
 		e.gaveWay = now
 		e.Renew(now)
+	}
+}
+
+// mend follows which members are unfit.
+func (e *Election) mend(now int64) {
+	maps.DeleteFunc(e.mended, func(name string, _ int64) bool {
+		return !slices.ContainsFunc(e.members, func(m Member) bool { return m.Name == name })
+	})
+	for _, m := range e.members {
+		since, was := e.mended[m.Name]
+		switch {
+		case m.Unfit:
+			e.mended[m.Name] = 0
+		case was && since == 0:
+			e.mended[m.Name] = now
+		}
 	}
 }
 

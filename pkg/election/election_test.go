@@ -442,7 +442,22 @@ func TestUnfit(t *testing.T) {
 		})
 	}
 
+	// What has hit all is mended for all, if not at the same moment.
 	w := settled(t, "a", "b")
+	w.run(3 * heartbeat)
+	fit(w)
+	w.run(6 * heartbeat)
+	fit(w, "b")
+	w.run(proof / 2)
+	fit(w, "a", "b")
+	w.run(12 * heartbeat)
+	w.want("senders after what has hit all", w.senders("r"), "a")
+	fit(w)
+	w.run(6 * heartbeat)
+	fit(w, "b")
+	w.until("a gives way to one that has been well for long", proof+6*heartbeat, func() bool { return w.senders("r") == "b" })
+
+	w = settled(t, "a", "b")
 	w.run(3 * heartbeat)
 	w.nodes["a"].e.SetUnfit(w.nodes["a"].local(), why)
 	w.run(6 * heartbeat)

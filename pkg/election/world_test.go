@@ -16,6 +16,7 @@ const (
 	expiry    = 2 * sec
 	handover  = 3 * sec
 	window    = 15 * sec
+	proof     = 4 * sec
 	// redisEpoch is Redis' clock when a test begins.
 	redisEpoch int64 = 1_760_000_000 * sec
 )
@@ -82,7 +83,7 @@ func (w *world) start(name string) *node {
 	}
 	n.e = New(Config{
 		Name: name, Instance: uint64(w.now), Heartbeat: heartbeat, Expiry: expiry,
-		Deadline: Deadline(heartbeat, expiry), Failures: 3, Handover: handover, Grace: w.grace, Window: window,
+		Deadline: Deadline(heartbeat, expiry), Failures: 3, Handover: handover, Grace: w.grace, Window: window, Proof: proof,
 	}, n.local())
 	w.nodes[name] = n
 	return n

@@ -126,7 +126,7 @@ func newProc(nd *node) *proc {
 	p.redisOff = epoch - p.skew + w.between(-60*sec, 60*sec) // the wall clock, until Redis is asked
 	p.el = election.New(election.Config{
 		Name: nd.name, Instance: p.instance, Heartbeat: w.heartbeat, Expiry: w.expiry,
-		Deadline: w.deadline, Failures: w.failures, Handover: w.handover, Grace: w.grace, Window: w.window,
+		Deadline: w.deadline, Failures: w.failures, Handover: w.handover, Grace: w.grace, Window: w.window, Proof: w.expiry,
 	}, p.local())
 	for _, r := range w.routers {
 		st := &stream{p: p, r: r}
