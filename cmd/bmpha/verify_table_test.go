@@ -280,3 +280,35 @@ func TestVerifyFromDump(t *testing.T) {
 	none := lookingGlass(t, func() []control.RouterTable { return []control.RouterTable{given} })
 	check("a table that was given up", control.ExitNoTable, "keeps no table of router 127.0.0.1: no room", "--collector", "--socket", none)
 }
+
+// TestLongVerifyFromDump: what a collector dumps is a base for what it sends after.
+func TestLongVerifyFromDump(t *testing.T) {
+	long(t)
+	t.Parallel()
+	l := newLab(t, with("BMPHA_TABLE=full", "BMPHA_DUMP_PERIOD=1m")).consume(1)
+	topic := l.name + "-dump"
+	l.must(l.kafka.CreateTopic(l.within(30*time.Second), topic, 1))
+	a := l.start("a", "BMPHA_DUMP_TOPIC="+topic)
+	a.role(control.RoleActive)
+	r := l.router(replay.Config{
+		Stream: l.stream(replay.Synthetic{Prefixes: 2000, IPv6: 0.3, Churn: replay.Churn{Withdraw: 0.2, Announce: 0.6, Flap: 0.1, Repeat: 0.1}}), Rate: 1000,
+	}, a)
+	// The records of a minute before a dump are read with it; these begin later.
+	l.untilWithin(4*time.Minute, "two dumps", func() error {
+		if d := a.status().Dump; d == nil || d.Whole < 2 {
+			return fmt.Errorf("%+v", d)
+		}
+		return nil
+	})
+	l.more(2000)
+	l.same(r)
+	o := l.verify("--from", "dump", "--dump-topic", topic, "--collector", "--socket", a.socket, "--json")
+	res := parseResult(t, o)
+	if c := res.Collector; o.code != 0 || c.Equal != int64(len(r.Table())) || c.Differences()+c.NotMentioned.Count != 0 || len(res.Dumps.Bases) != 1 || res.Dumps.Bases[0].Routes < 1000 {
+		t.Errorf("exit code %d, %s: %+v, %+v", o.code, o.errOut, c, res.Dumps)
+	}
+	if res.Partitions[0].From == 0 {
+		t.Error("the whole topic was read")
+	}
+	l.tamper(a)
+}
