@@ -86,6 +86,13 @@ func redump(t *testing.T, start func(context.Context, rig.RouterOptions) (rig.Ro
 			})
 			talk.announce(talk.prefixes[10:15]...)
 			l.must(s.Withdraw(talk.prefixes[100:107]...))
+			l.until("the router knows", func() error {
+				now, err := router.Table(l.within(10 * time.Second))
+				if err == nil && len(now) != 593 {
+					err = fmt.Errorf("%d routes", len(now))
+				}
+				return err
+			})
 			l.must(router.Link(0).Restore())
 			says("what has changed meanwhile", 593)
 			for _, r := range l.lines(len(before)) {
@@ -103,6 +110,10 @@ func redump(t *testing.T, start func(context.Context, rig.RouterOptions) (rig.Ro
 			}
 			if t.Failed() {
 				return
+			}
+
+			if rib == "on" { // else the table has hashes only
+				l.verified(m)
 			}
 
 			// A neighbour that goes takes its routes along, whatever was left out. FRR
@@ -134,7 +145,7 @@ func TestRedumpAndTakeovers(t *testing.T) {
 	for _, rib := range []string{"off", "on"} {
 		t.Run("rib_"+rib, func(t *testing.T) {
 			t.Parallel()
-			l := newLab(t, with("BMPHA_REDUMP=diff", "BMPHA_OUTPUT_RIB="+rib)).consume(1)
+			l := newLab(t, with("BMPHA_TABLE=full", "BMPHA_OUTPUT_RIB="+rib)).consume(1)
 			ms := l.cluster("a", "b")
 			r := l.router(replay.Config{Stream: l.stream(replay.Synthetic{Peers: 3, Prefixes: 500, Seed: 7, Churn: replay.Churn{Withdraw: 0.2, Announce: 0.5, Flap: 0.1, Repeat: 0.2, PeerFlap: 0.0002}}), Rate: 500}, ms...)
 			for range 3 {
@@ -173,7 +184,18 @@ func TestRedumpAndTakeovers(t *testing.T) {
 				return nil
 			})
 			l.same(r)
+			for _, m := range ms {
+				l.verified(m)
+			}
 		})
+	}
+}
+
+// verified asks as an operator would whether Kafka has what a collector has heard.
+func (l *lab) verified(m *member) {
+	l.t.Helper()
+	if o := l.verify("--collector", "--socket", m.socket); o.code != 0 {
+		l.t.Errorf("verify against %s: exit code %d\n%s%s", m.name, o.code, o.out, o.errOut)
 	}
 }
 
