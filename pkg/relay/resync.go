@@ -22,6 +22,8 @@ const (
 	stable    = 20 * time.Second
 	resetWait = time.Second
 	resetMost = 2 * time.Minute
+	// replayMost takes its place where no router notices.
+	replayMost = 15 * time.Second
 	// pollEvery is how often drained is asked for while that matters.
 	pollEvery = 200 * time.Millisecond
 )
@@ -44,6 +46,7 @@ const (
 type pacer struct {
 	parallel int
 	resync   bool
+	most     time.Duration // from one reset of a router to the next
 	paused   bool
 	jitter   func() float64 // in [0, 1)
 
@@ -107,7 +110,7 @@ type past struct {
 
 func newPacer(parallel int, resync bool) *pacer {
 	return &pacer{
-		parallel: parallel, resync: resync, jitter: rand.Float64, reach: Idle, last: Idle,
+		parallel: parallel, resync: resync, most: resetMost, jitter: rand.Float64, reach: Idle, last: Idle,
 		sessions: make(map[uint64]*member), turns: make(map[netip.Addr]*turn), past: make(map[netip.Addr]*past),
 	}
 }
@@ -157,7 +160,7 @@ func (p *pacer) lost(now time.Time, key uint64) {
 	}
 	if h := p.past[m.addr]; h != nil && h.session == key {
 		if !h.calm || now.Sub(h.reset) < stable {
-			h.notYet = now.Add(min(resetWait<<min(h.failures, 10), resetMost))
+			h.notYet = now.Add(min(resetWait<<min(h.failures, 10), p.most))
 			h.failures++
 		} else {
 			h.failures = 0

@@ -37,12 +37,16 @@ type target struct {
 }
 
 func newTarget(r *Relay, address string) *target {
-	return &target{
+	t := &target{
 		relay: r, address: address, log: r.o.Log.With("target", address),
 		noise:  rate.NewLimiter(rate.Every(10*time.Second), 5),
 		budget: newBudget(r.o.Buffer), kick: make(chan struct{}, 1),
 		pacer: newPacer(r.o.Parallel, r.o.Resync), links: make(map[uint64]*link),
 	}
+	if r.o.Replay {
+		t.pacer.most = replayMost
+	}
+	return t
 }
 
 func (t *target) notify() {
