@@ -382,7 +382,7 @@ func (co *coordinator) apply(now int64) {
 			r.stream.Trim(now, lowWater, margin, window)
 		}
 		if d.Send != sends {
-			r.stopMark = 0
+			r.stopMark, r.turned = 0, now
 			if sends && r.behind {
 				r.stopMark = r.caughtUp
 			}

@@ -56,6 +56,7 @@ type router struct {
 	opened  [openedLen]byte // body of the last Opened entry
 	dumped  dumped
 
+	turned   int64 // when it was last told to send, or not to
 	caughtUp int64 // when all that had come over the session was last in the log
 	behind   bool  // more may have come since, and waits in the socket
 	stopMark int64 // caughtUp when we stopped sending while behind, else 0

@@ -46,6 +46,7 @@ type session struct {
 	relay    *relay.Stream // nil when sessions are not passed on
 	restart  atomic.Bool   // closed so that it starts over for a relay target
 	opaque   bool          // not BMP any more: passed on, not decoded
+	again    bool          // ended because the router has to say everything again
 	redump   int64         // until when, at most, what comes was said before; 0: it was not
 	lastTake int64         // during that, when something came last
 }
@@ -524,7 +525,10 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 		msg := b[:n]
 		body, news := msg, true
 		if r.routes.Table != nil {
-			body, news = c.learn(r, s, msg, now)
+			if body, news = c.learn(r, s, msg, now); s.again {
+				s.abort()
+				return nil, errAborted
+			}
 		}
 		t := bmp.Type(msg)
 		before := r.facts.waited

@@ -139,6 +139,7 @@ func (c *Collector) put(r *router, kind hold.Kind, session uint32, at int64, bod
 	}
 	c.counts.dropped.Add(1)
 	c.counts.droppedAt.Store(c.clock.now())
+	r.stream.Lost()
 	return true
 }
 

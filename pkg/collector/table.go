@@ -140,7 +140,11 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 	})
 	t.notes.Applied(err) // the encoder says what is wrong
 	switch {
-	case errors.Is(err, table.ErrStoreFull) || errors.Is(err, table.ErrTooManyRoutes):
+	case errors.Is(err, table.ErrStoreFull) || errors.Is(err, table.ErrTooManyRoutes) ||
+		errors.Is(err, table.ErrPeersFull) || errors.Is(err, table.ErrTooManyRIBs):
+		// Routes were left out because they were known, and what has vanished was still
+		// to be told: without a table neither can be made good but by all of a dump.
+		s.again = t.compared && !t.whole(now+c.clock.wall.Load())
 		c.giveUp(r, s, err.Error())
 		return msg, true
 	case err == nil && bmp.Type(msg) == bmp.TypePeerUp:
@@ -150,6 +154,9 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 			// would start over with it.
 			t.body = append(append(t.body[:0], msg...), resumed)
 			return t.body, true
+		}
+		if c.o.Table.Diff {
+			t.StartOver(msg)
 		}
 	}
 	t.again += again
@@ -302,12 +309,13 @@ func (c *Collector) tendTables(now int64) {
 	}
 }
 
-// expire tells of the routes of r if it has gone.
+// expire tells of the routes of r if it has gone. Who has sent for it until a moment
+// ago may have heard it until then, and may hear it yet.
 func (c *Collector) expire(r *router, now, wait int64) {
 	t := &r.routes
 	closed := r.facts.closedAt
-	if t.Table == nil || r.pmacct || r.session != nil || r.newest > r.last || closed == 0 || now-closed < wait ||
-		r.flushing || c.closing.Load() || !r.stream.Wanted() {
+	if t.Table == nil || r.pmacct || r.session != nil || r.newest > r.last || closed == 0 || now-max(closed, r.turned) < wait ||
+		r.flushing || r.forgotten || c.closing.Load() || !r.stream.Wanted() {
 		return
 	}
 	if t.Routes()+t.Pending()+len(t.ready) == 0 {

@@ -31,7 +31,8 @@ type applier struct {
 // A route that finds no room (ErrTooManyRoutes, ErrStoreFull) is not in the table
 // afterwards, neither as it was before, and is not told to each. The others of
 // its message are. A table that has refused one is not what the router has, and
-// Close gives it up.
+// Close gives it up. So is one that has refused a peer (ErrPeersFull) or a RIB
+// (ErrTooManyRIBs).
 func (t *Table) Apply(msg []byte, arrival int64, each func(*Change)) error {
 	if len(msg) < bmp.HeaderLen {
 		return &bmp.Error{What: "message ends within its header", Offset: len(msg), Section: "RFC 7854 section 4.1"}
@@ -59,7 +60,8 @@ func (t *Table) Apply(msg []byte, arrival int64, each func(*Change)) error {
 		if err != nil {
 			return err
 		}
-		if known := t.peers[IDOf(&p)]; usable(&p) && known != nil && known.up {
+		if known := t.peers[IDOf(&p)]; usable(&p) && known != nil && known.up && t.kept+len(msg) <= maxKept {
+			t.kept += len(msg) - len(known.stats)
 			known.stats, known.statsAt = append(known.stats[:0], msg...), arrival
 		}
 	case bmp.TypeInitiation:
@@ -101,16 +103,23 @@ func (t *Table) peerUp(msg []byte, arrival int64) error {
 	id := IDOf(&u.Peer)
 	p := t.peers[id]
 	if p != nil && p.up {
+		t.kept -= p.kept()
 		t.peerUpAgain(p, &u, msg, arrival)
+		t.kept += p.kept()
 		return nil
 	}
 	if t.up >= maxPeers {
 		return ErrTooManyPeers
 	}
+	if t.kept+len(msg) > maxKept {
+		return ErrPeersFull
+	}
 	if p == nil {
 		p = &peer{id: id}
 		t.peers[id] = p
 	}
+	t.kept -= p.kept()
+	defer func() { t.kept += p.kept() }()
 	t.up++
 	t.progress = arrival
 	p.up, p.down, p.stats, p.since = true, nil, nil, arrival
@@ -170,7 +179,7 @@ func (t *Table) peerUpAgain(p *peer, u *bmp.PeerUp, msg []byte, arrival int64) {
 		}
 		return bytes.Equal(known.Sent, u.Sent) && bytes.Equal(known.Received, u.Received)
 	})
-	if len(p.ups) < maxUps {
+	if len(p.ups) < maxUps && t.kept+p.kept()+len(msg) <= maxKept {
 		p.ups = append(p.ups, bytes.Clone(msg))
 	}
 }
@@ -203,12 +212,14 @@ func (t *Table) peerDown(msg []byte, arrival int64) error {
 		t.detach(p, PeerGone)
 		t.order = slices.DeleteFunc(t.order, func(r *RIB) bool { return r.gone })
 	}
-	p.up, p.first, p.ups, p.stats, p.resumption = false, nil, nil, nil, resumption{}
-	if len(t.peers) > maxPeers {
+	t.kept -= p.kept()
+	p.up, p.first, p.ups, p.stats, p.down, p.resumption = false, nil, nil, nil, nil, resumption{}
+	if len(t.peers) > maxPeers || t.kept+len(msg) > maxKept {
 		delete(t.peers, p.id)
 		return nil
 	}
 	p.down, p.since = bytes.Clone(msg), arrival
+	t.kept += len(msg)
 	return nil
 }
 
@@ -679,7 +690,7 @@ func (w *update) announce(f *familyTable, p *place, state uint8) {
 	if w.each != nil {
 		t.value(&c.Before, f, &old, &t.apply.before)
 		c.Found = !c.Before.Withdrawn
-		c.Resumed = w.peer.resumption.of(w.rib.Kind)
+		c.Resumed = w.peer.resumption.of(w.rib.Kind) && int32(old.gen-w.rib.begun) >= 0
 		c.Same = c.Found && old.attrs == now.attrs && old.labels == now.labels && (old.state^now.state)&stateTwoOctet == 0
 	}
 	w.refreshed(f, &old)

@@ -203,7 +203,7 @@ func testModel(t *testing.T, seed uint64, steps int, bare bool) {
 			n.prefix = netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, byte(i >> 8), byte(i), 9: byte(i)}), []int{0, 16, 29, 32, 64, 65, 80, 128}[rng.IntN(8)])
 		}
 		if bgp.Families[family].SAFI == bgp.SAFIVPN {
-			n.rd = uint64(1<<48 | rng.IntN(3))
+			n.rd = 1<<48 | uint64(rng.IntN(3))
 		} else if s.addPath && bgp.Families[family].SAFI == bgp.SAFIUnicast {
 			n.path = uint32(rng.IntN(3))
 		}

@@ -77,3 +77,33 @@ func (t *Table) Resumed(msg []byte) bool {
 	p := t.peers[IDOf(&u.Peer)]
 	return p != nil && p.up && p.resumption.is[u.Peer.RIB()]
 }
+
+// StartOver says that msg, a Peer Up that Apply has just taken, is passed on to those
+// who build a table of what was said, and that they forget what they had: of the RIB
+// that it names, or of all RIBs of the peer if that is the pre-policy Adj-RIB-In.
+// None of that is Resumed from then on, in later sessions neither, until it has been
+// said again.
+func (t *Table) StartOver(msg []byte) {
+	u, err := bmp.ParsePeerUp(msg)
+	if err != nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[IDOf(&u.Peer)]
+	if p == nil || !p.up {
+		return
+	}
+	kind := u.Peer.RIB()
+	if kind == bmp.AdjRIBInPre {
+		t.kept -= p.kept()
+		p.resumption = resumption{}
+		t.kept += p.kept()
+	}
+	p.resumption.had[kind], p.resumption.is[kind] = true, false
+	for _, r := range p.ribs {
+		if kind == bmp.AdjRIBInPre || r.Kind == kind {
+			r.begun = r.gen
+		}
+	}
+}

@@ -86,7 +86,8 @@ const (
 	DefaultMaxRoutes = 50_000_000
 	maxPeers         = 100_000
 	maxRIBs          = 200_000
-	maxMessage       = 100_000 // bytes
+	maxMessage       = 100_000   // bytes
+	maxKept          = 256 << 20 // bytes of messages about peers
 )
 
 // A PeerID names a BGP peer of a router.
@@ -138,6 +139,21 @@ type peer struct {
 	resumption resumption
 }
 
+// kept returns how many bytes of messages are kept of p.
+func (p *peer) kept() int {
+	n := len(p.stats) + len(p.down)
+	for _, m := range p.ups {
+		n += len(m)
+	}
+	for _, m := range p.resumption.prior {
+		n += len(m)
+	}
+	if p.first != nil && !slices.ContainsFunc(p.ups, func(m []byte) bool { return &m[0] == &p.first[0] }) {
+		n += len(p.first)
+	}
+	return n
+}
+
 // A RIB is one table of one peer: what all its routes have in common. It never
 // changes and may be kept.
 type RIB struct {
@@ -150,6 +166,7 @@ type RIB struct {
 	seq      uint64 // order of appearance
 	gone     bool
 	gen      uint32
+	begun    uint32 // the first generation since StartOver
 	peer     *peer
 	families [len(bgp.Families)]*familyTable
 }
@@ -196,6 +213,7 @@ type Table struct {
 	initiation []byte
 	peers      map[PeerID]*peer
 	up         int // peers that are
+	kept       int // bytes of messages about peers, those before Open included
 	ribs       map[ribKey]*RIB
 	order      []*RIB // by seq
 	seq        uint64
@@ -298,7 +316,8 @@ type Change struct {
 	// are those of the route that was found.
 	Same bool
 	// Resumed means, of an announcement or End-of-RIB, that the BGP session it came over is the
-	// one of the router's session before, by its Peer Up: see Resumed.
+	// one of the router's session before, by its Peer Up: see Resumed. Of a route that was
+	// found it also means that it has been said since StartOver.
 	Resumed bool
 }
 
@@ -315,7 +334,7 @@ func (t *Table) Open(arrival int64) {
 	t.closed = false
 	t.initiation = t.initiation[:0]
 	t.progress = arrival
-	t.up = 0
+	t.up, t.kept = 0, 0
 	for id, p := range t.peers {
 		if p.up {
 			p.resumption.begin(p.ups)
@@ -323,7 +342,9 @@ func (t *Table) Open(arrival int64) {
 		p.up, p.down, p.first, p.ups, p.stats, p.since = false, nil, nil, nil, nil, 0
 		if len(p.ribs) == 0 {
 			delete(t.peers, id)
+			continue
 		}
+		t.kept += p.kept()
 		for _, r := range p.ribs {
 			t.renew(r)
 		}
@@ -359,7 +380,7 @@ func (t *Table) clear() {
 	clear(t.ribs)
 	clear(t.order)
 	t.order, t.last = t.order[:0], nil
-	t.up = 0
+	t.up, t.kept = 0, 0
 	t.initiation = t.initiation[:0]
 }
 
@@ -427,6 +448,7 @@ func (t *Table) Settle(since int64) bool {
 				t.detach(p, PeerGone)
 				did = true
 				if p.down == nil {
+					t.kept -= p.kept()
 					delete(t.peers, id)
 				}
 			}
@@ -694,6 +716,7 @@ var (
 	ErrLocRIBAddress   = errors.New("Loc-RIB peer with an address (RFC 9069 section 4.1)")
 	ErrLabelledAddPath = errors.New("labelled routes with path identifiers")
 	ErrTooManyPeers    = fmt.Errorf("more than %d peers up", maxPeers)
+	ErrPeersFull       = fmt.Errorf("more than %d MiB of messages about peers", maxKept>>20)
 	ErrTooManyRIBs     = fmt.Errorf("more than %d RIBs", maxRIBs)
 	ErrTooManyRoutes   = errors.New("more routes than the table may have")
 	ErrTooLong         = fmt.Errorf("message longer than %d bytes", maxMessage)
