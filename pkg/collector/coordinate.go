@@ -152,10 +152,11 @@ func (co *coordinator) run(ctx context.Context) {
 	defer exchanges.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	tick := co.c.electionConfig().Deadline / 2
+	tick := min(co.c.electionConfig().Deadline, co.still()) / 2
 	for {
 		now := clk.now()
 		co.turned.Store(now)
+		co.pulse.beat(now, co.still())
 		co.e.Tick(now)
 		co.apply(now)
 		due := max(co.e.Next(), co.paced)
@@ -315,6 +316,13 @@ func (p *pulse) beat(now, most int64) (latest int64) {
 	return now
 }
 
+// still is how far beats are apart if the process stood still. The loop comes round
+// twice as often, whatever the heartbeat is.
+func (co *coordinator) still() int64 {
+	const least = int64(20 * time.Millisecond / time.Microsecond)
+	return max(least, min(micros(co.c.o.Heartbeat), micros(co.c.o.Margin))/2)
+}
+
 // self is what we say of ourselves now. It reports whether there is any mark in
 // it.
 func (co *coordinator) self() (*cluster.Self, bool) {
@@ -326,7 +334,7 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 		Token: co.e.Token(), Unfit: co.e.Unfit(), Routers: make(map[string]election.RouterState),
 	}
 	any := false
-	latest := co.pulse.beat(clk.now(), min(micros(co.c.o.Heartbeat), micros(co.c.o.Margin))/2)
+	latest := co.pulse.beat(clk.now(), co.still())
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		state := election.RouterState{
