@@ -292,9 +292,10 @@ func (co *coordinator) publish(ctx context.Context, wg *sync.WaitGroup, now int6
 // sockets, and those who read them, too, have yet to wake up: until they have,
 // there is no saying that all of it is in Kafka.
 type pulse struct {
-	last  int64 // beat
-	stood int64 // the last beat before the process stood still
-	until int64 // when readers have had their time
+	last   int64 // beat
+	before int64 // the last beat before the process stood still last
+	stood  int64 // what had come before that has been read
+	until  int64 // when readers have had their time
 }
 
 // pulseRest is how long readers have to wake up.
@@ -304,6 +305,8 @@ const pulseRest = int64(300 * time.Millisecond / time.Microsecond)
 // in Kafka. Beats further apart than most mean that the process stood still.
 func (p *pulse) beat(now, most int64) (latest int64) {
 	if p.last != 0 && now-p.last > most {
+		// One that hardly gets to run reads a little each time all the same.
+		p.stood, p.before = p.before, p.last
 		if p.last >= p.until {
 			p.stood = p.last
 		}

@@ -588,8 +588,8 @@ func TestPulse(t *testing.T) {
 		{2900, 1500},               // it stood still
 		{3000, 1500}, {3199, 1500}, // readers wake up
 		{3201, 3201}, {3450, 3450},
-		{6000, 3450}, {7000, 3450}, {8000, 3450}, // again and again: as of the first time
-		{8250, 3450}, {8301, 8301},
+		{6000, 3450}, {7000, 3450}, {8000, 6000}, {9000, 7000}, // again and again: one behind
+		{9250, 7000}, {9301, 9301},
 	} {
 		if got := p.beat(test.now*ms, 500*ms); got != test.want*ms {
 			t.Errorf("at %d: %d, want %d", test.now, got/ms, test.want)

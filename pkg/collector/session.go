@@ -317,6 +317,9 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 	r.opened = openedBody(s.addr)
 	c.openTable(r, s)
 	if !c.append(r, s, s.id, hold.Opened, s.accepted, r.opened[:]) || !c.tidy(r, s, s.id, s.accepted, false) {
+		if s.relay != nil {
+			s.relay.Close() // no replay is to see the table of the next session
+		}
 		r.session = nil
 		r.cond.Broadcast()
 		return false, false

@@ -215,7 +215,11 @@ func (c *Collector) fetch(r *router) (more bool) {
 	before, bytes := o.moved, 0
 	for !more {
 		var e spool.Entry
+		lost := o.queue.Lost()
 		ok, err := o.queue.Peek(&e)
+		if o.queue.Lost() != lost {
+			r.stream.Lost()
+		}
 		if err != nil {
 			o.fail(c, r, err)
 		}

@@ -59,6 +59,7 @@ type routes struct {
 	compared bool        // it did not when the session began
 	again    uint64      // routes that came again and were left out
 
+	hog      bool  // to be given up, because it leaves no room for others
 	settled  bool  // nothing is left of the session before, and nothing more expected
 	lookedAt int64 // when that was last asked
 	behindAt int64 // when there was last more to read than was read
@@ -117,6 +118,11 @@ func (c *Collector) newTable() *table.Table {
 // before. The caller holds the router's lock.
 func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []byte, news bool) {
 	t := &r.routes
+	if t.hog {
+		s.again = t.compared && !t.whole(now+c.clock.wall.Load())
+		c.giveUp(r, s, "it takes the most memory of all, and table_memory is full")
+		return msg, true
+	}
 	sent := c.o.Table.Diff && t.ground.Holds(r.stream) && c.fwd.mayHand()
 	t.notes.Values = c.o.Table.RIB
 	t.notes.Reset()
@@ -135,6 +141,11 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 		known := sent && ch.Kind == table.Announced && ch.Same && ch.Before.Stale && ch.Resumed
 		if known {
 			again++
+		}
+		if ch.Kind == table.Withdrawn && !ch.Found && ch.Dumping {
+			// Who was the sender before may have told of it.
+			t.notes.AddPlain()
+			return
 		}
 		t.notes.Add(ch, known)
 	})
@@ -207,6 +218,36 @@ func (c *Collector) releaseLeft() {
 			return
 		}
 	}
+}
+
+// makeRoom has the largest table given up when there is hardly room for any.
+func (c *Collector) makeRoom() {
+	if limit := c.o.Table.Memory; limit == 0 || c.store.InUse() < limit/100*95 {
+		return
+	}
+	c.left.Lock()
+	under := len(c.left.tables)
+	c.left.Unlock()
+	var largest *router
+	var most int64
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		if t := &r.routes; t.Table != nil {
+			if t.hog {
+				under++
+			}
+			if n := t.Bytes(); n > most {
+				largest, most = r, n
+			}
+		}
+		r.mu.Unlock()
+	}
+	if largest == nil || under > 0 { // room is being made
+		return
+	}
+	largest.mu.Lock()
+	defer largest.mu.Unlock()
+	largest.routes.hog = true // its session will see it
 }
 
 // tidy appends what the table has lost since the last message, in steps between
@@ -295,6 +336,7 @@ func (c *Collector) tendTables(now int64) {
 		return
 	}
 	c.releaseLeft()
+	c.makeRoom()
 	if !c.o.Table.RIB {
 		return
 	}

@@ -726,6 +726,7 @@ func (w *update) withdraw(f *familyTable, p *place, state uint8) {
 			t.value(&c.Before, f, &p.l.vals[p.i], &t.apply.before)
 			c.Found = !c.Before.Withdrawn
 		}
+		c.Dumping = f.state == Begin || f.state == Dump
 		w.each(c)
 	}
 	var v *value

@@ -541,6 +541,7 @@ func (m *model) compare(t *testing.T, seed uint64, tab *Table, rng *rand.Rand) {
 			p = some(mt.routes, rng).prefix
 		}
 		for _, match := range []Match{Exact, Longest, Shorter, Longer} {
+			coverStep = 1 + rng.IntN(4)
 			want := map[string]bool{}
 			for id, mt := range m.ribs {
 				longest := map[string]int{}

@@ -122,6 +122,14 @@ func (n *Notes) Add(c *Change, known bool) {
 	n.n++
 }
 
+// AddPlain notes nothing about a route that Apply tells of.
+func (n *Notes) AddPlain() {
+	n.routes++
+	n.news = true
+	n.run(NotePlain)
+	n.n++
+}
+
 // run makes kind the one of the run that goes on.
 func (n *Notes) run(kind NoteKind) {
 	if kind == n.kind {

@@ -315,6 +315,9 @@ type Change struct {
 	// Same means that the announcement said nothing new: attributes and labels
 	// are those of the route that was found.
 	Same bool
+	// Dumping means, of a withdrawal, that the dump of the family is not over: that
+	// there was no such route may only mean that it had not been said yet.
+	Dumping bool
 	// Resumed means, of an announcement or End-of-RIB, that the BGP session it came over is the
 	// one of the router's session before, by its Peer Up: see Resumed. Of a route that was
 	// found it also means that it has been said since StartOver.

@@ -314,34 +314,57 @@ func (t *Table) Lookup(p netip.Prefix, m Match, w Walk, each func(*Route) bool) 
 		}
 		return
 	}
+	for going && t.covers(&w, p, m, func(r *Route) bool { going = going && each(r); return going }) {
+	}
+}
+
+// coverStep is how many tries covers makes before it lets others go on.
+var coverStep = 256
+
+// covers reports what covers p in some of the families and route distinguishers
+// further on in w, and whether there may be more.
+func (t *Table) covers(w *Walk, p netip.Prefix, m Match, each func(*Route) bool) (more bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	for _, r := range t.order {
+	n := coverStep
+	at, _ := slices.BinarySearchFunc(t.order, w.seq, compareSeq)
+	for ; at < len(t.order); at++ {
+		r := t.order[at]
+		w.enter(r)
 		if w.RIB != nil && !w.RIB(r) {
 			continue
 		}
-		for i, f := range r.families {
-			if f == nil || !w.takes(i) {
+		for ; w.family < len(bgp.Families); w.family, w.key = w.family+1, (key{}) {
+			f := r.families[w.family]
+			if f == nil || !w.takes(w.family) {
 				continue
 			}
-			if bgp.Families[i].SAFI != bgp.SAFIVPN {
-				going = t.cover(f, 0, p, m, &w, each)
-			} else if w.RD != nil {
-				going = t.cover(f, binary.BigEndian.Uint64(w.RD[:]), p, m, &w, each)
-			} else {
-				for rd, ok := f.distinguisher(0); ok && going; {
-					going = t.cover(f, rd, p, m, &w, each)
-					if rd == math.MaxUint64 {
-						break
-					}
-					rd, ok = f.distinguisher(rd + 1)
-				}
+			rd, ok := w.key[0], true
+			switch {
+			case bgp.Families[w.family].SAFI != bgp.SAFIVPN:
+				rd = 0
+			case w.RD != nil:
+				rd = binary.BigEndian.Uint64(w.RD[:])
+			default:
+				rd, ok = f.distinguisher(rd)
 			}
-			if !going {
-				return
+			for ok {
+				if n == 0 {
+					w.key = key{rd}
+					return true
+				}
+				n--
+				if !t.cover(f, rd, p, m, w, each) {
+					return false
+				}
+				if bgp.Families[w.family].SAFI != bgp.SAFIVPN || w.RD != nil || rd == math.MaxUint64 {
+					break
+				}
+				rd, ok = f.distinguisher(rd + 1)
 			}
 		}
 	}
+	return false
 }
 
 // distinguisher returns the first route distinguisher from rd on that f has.
