@@ -629,7 +629,7 @@ func (c *collector) connect() error {
 		r.mu.Unlock()
 		return conn.Close()
 	}
-	s := &session{c: c, conn: conn, wake: make(chan struct{}, 1), walking: !r.cfg.Stateless, moved: time.Now()}
+	s := &session{c: c, conn: conn, wake: make(chan struct{}, 1), walking: !r.cfg.Stateless && len(r.table.all) > 0, moved: time.Now()}
 	if local, ok := conn.LocalAddr().(*net.TCPAddr); ok {
 		r.address = local.AddrPort().Addr().Unmap()
 	}
