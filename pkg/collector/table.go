@@ -120,7 +120,7 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 	t := &r.routes
 	if t.hog {
 		s.again = t.compared && !t.whole(now+c.clock.wall.Load())
-		c.giveUp(r, s, "it takes the most memory of all, and table_memory is full")
+		c.giveUp(r, s, hogged)
 		return msg, true
 	}
 	sent := c.o.Table.Diff && t.ground.Holds(r.stream) && c.fwd.mayHand()
@@ -178,15 +178,15 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 	return t.body, true
 }
 
-// giveUp does without a table of r for the rest of s. The caller holds the
-// router's lock.
+// giveUp does without a table of r for the rest of s, nil if it has no session. The
+// caller holds the router's lock.
 func (c *Collector) giveUp(r *router, s *session, why string) {
 	t := &r.routes
 	if t.Table == nil {
 		return
 	}
 	r.log.Error("the router's table is given up: it is treated as without one", "reason", why)
-	if s.relay != nil {
+	if s != nil && s.relay != nil {
 		s.relay.Table(nil)
 	}
 	c.leave(t.Table)
@@ -247,8 +247,14 @@ func (c *Collector) makeRoom() {
 	}
 	largest.mu.Lock()
 	defer largest.mu.Unlock()
+	if largest.session == nil {
+		c.giveUp(largest, nil, hogged)
+		return
+	}
 	largest.routes.hog = true // its session will see it
 }
+
+const hogged = "it takes the most memory of all, and table_memory is full"
 
 // tidy appends what the table has lost since the last message, in steps between
 // which others can have the router's lock, which the caller holds. byMessage is

@@ -185,3 +185,60 @@ func TestGoneAfterTakeover(t *testing.T) {
 		t.Errorf("%d routes are left, %d entries", r.routes.Routes(), n)
 	}
 }
+
+// When there is hardly room left, the router with the largest table loses it, not
+// the one that happens to need some.
+func TestLargestTableMakesRoom(t *testing.T) {
+	for _, open := range []bool{false, true} {
+		t.Run(fmt.Sprintf("with a session %t", open), func(t *testing.T) {
+			var f spoken
+			c := still(t, tables(TableOptions{Memory: 1 << 40}))
+			var rs []*router
+			for i, n := range []int{10, 3000, 20} {
+				r := c.router(fmt.Sprintf("r%d", i), someRouter, false)
+				s := &session{id: uint32(i), accepted: c.clock.now()}
+				r.mu.Lock()
+				c.openTable(r, s)
+				c.learn(r, s, f.up(1000), 0)
+				for j := range n {
+					c.learn(r, s, f.route(fmt.Sprintf("10.%d.%d.0/24", j>>8, j&0xff)), 0)
+				}
+				if open {
+					r.session = s
+				}
+				r.mu.Unlock()
+				rs = append(rs, r)
+			}
+			c.makeRoom()
+			kept := func() (list []bool) {
+				for _, r := range rs {
+					r.mu.Lock()
+					if open {
+						c.learn(r, r.session, f.route("10.255.0.0/24"), 0)
+					}
+					list = append(list, r.routes.Table != nil)
+					r.mu.Unlock()
+				}
+				return list
+			}
+			if got := kept(); !slices.Equal(got, []bool{true, true, true}) {
+				t.Errorf("with room for all: %v", got)
+			}
+			c.o.Table.Memory = c.store.InUse()
+			c.makeRoom()
+			c.makeRoom() // room is being made: nobody else has to go
+			if got := kept(); !slices.Equal(got, []bool{true, false, true}) {
+				t.Errorf("without: %v", got)
+			}
+			c.releaseLeft()
+			if c.store.InUse() > c.o.Table.Memory/2 {
+				t.Errorf("%d of %d bytes are in use", c.store.InUse(), c.o.Table.Memory)
+			}
+			for _, r := range rs {
+				r.mu.Lock()
+				r.session = nil
+				r.mu.Unlock()
+			}
+		})
+	}
+}
