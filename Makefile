@@ -62,7 +62,7 @@ fuzz:
 	./scripts/fuzz $(FUZZTIME)
 
 e2e: parts sim fuzz
-	BMPHA_LONG=1 $(GO) test -count 1 -timeout 40m -v -run Long ./cmd/bmpha ./pkg/table
+	BMPHA_LONG=1 $(GO) test -count 1 -timeout 40m -p 1 -v -run Long ./cmd/bmpha ./pkg/table
 
 bench: build parts
 	./scripts/bench

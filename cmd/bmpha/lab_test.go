@@ -398,6 +398,34 @@ func (l *lab) same(routers ...*replay.Router) {
 	})
 }
 
+// sameByToken is same after collectors that stood still: what one had given to the
+// Kafka library goes out when it wakes up, behind what its successor has sent. A
+// consumer that goes by the tokens has the router's table all the same.
+func (l *lab) sameByToken(routers ...*replay.Router) {
+	l.t.Helper()
+	fleet := replay.Fleet(routers)
+	fleet.Pause(true)
+	seen := -1
+	var last error
+	l.untilWithin(time.Minute, "table in Kafka", func() error {
+		n := l.tally.Count()
+		if n == seen {
+			return last
+		}
+		seen, last = n, nil
+		late := replay.Compare(fleet.Table(), l.tally.routes())
+		if late.Empty() {
+			return nil
+		}
+		if d := replay.Compare(fleet.Table(), l.tally.fencedRoutes()); !d.Empty() {
+			last = fmt.Errorf("%v\nby the tokens: %v", late, d)
+		} else {
+			l.t.Logf("late words of collectors that stood still: %v", late)
+		}
+		return last
+	})
+}
+
 // sameRouter is same for one router among others.
 func (l *lab) sameRouter(r *replay.Router, address string) {
 	l.t.Helper()

@@ -181,7 +181,7 @@ func TestLongFaults(t *testing.T) {
 		})
 	}
 	t.Logf("faults: %v", counts)
-	l.same(routers...)
+	l.sameByToken(routers...)
 }
 
 // seenWithin is seen with a longer patience.

@@ -15,8 +15,12 @@ import (
 // A tally is what a consumer of the topic makes of it: the routers' tables, how
 // often each numbered route came, who sent, and whether the order was kept.
 type tally struct {
-	mu      sync.Mutex
-	table   replay.Consumer
+	mu    sync.Mutex
+	table replay.Consumer
+	// fenced is the table of a consumer that ignores records with a smaller token
+	// than one before, unless it was said that several may send.
+	fenced  replay.Consumer
+	token   map[int32]uint64  // the largest of each partition
 	numbers map[uint64]int    // by number of the route
 	events  map[[2]string]int // by router and event_type, bmp_msg_type or log_type
 	senders []stint           // in the order of the records
@@ -42,7 +46,7 @@ type place struct {
 }
 
 func newTally() *tally {
-	return &tally{numbers: make(map[uint64]int), events: make(map[[2]string]int), last: make(map[place]record.Header)}
+	return &tally{numbers: make(map[uint64]int), token: make(map[int32]uint64), events: make(map[[2]string]int), last: make(map[place]record.Header)}
 }
 
 func (t *tally) fault(format string, args ...any) {
@@ -81,6 +85,7 @@ func (t *tally) record(r rig.Record) {
 	}
 	raw := r.Header(record.HeaderName)
 	if raw == nil {
+		_ = t.fenced.Record(r.Value) // was good above
 		return
 	}
 	h, err := record.ParseHeader(raw)
@@ -88,6 +93,10 @@ func (t *tally) record(r rig.Record) {
 		t.fault("partition %d offset %d: %v", r.Partition, r.Offset, err)
 		return
 	}
+	if h.Token >= t.token[r.Partition] || h.Flags&record.FlagShared != 0 {
+		_ = t.fenced.Record(r.Value)
+	}
+	t.token[r.Partition] = max(t.token[r.Partition], h.Token)
 	t.sender(h, r.Timestamp)
 	// P4. After a failure the cursor goes back, and what is then sent again is
 	// marked; it never skips ahead and comes back for what it left out.
@@ -148,6 +157,13 @@ func (t *tally) routes() map[replay.Key]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.table.Routes()
+}
+
+// fencedRoutes is routes by the rule of tokens.
+func (t *tally) fencedRoutes() map[replay.Key]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.fenced.Routes()
 }
 
 // routesOf returns the table of one router.
