@@ -52,7 +52,7 @@ TIMED = /pkg/collector$$|/pkg/demo$$|/cmd/bmpha$$
 test: parts lint
 	$(GO) test -timeout 9m ./pkg/sim
 	$(GO) test $(RACE) -timeout 9m $$($(GO) list ./... | grep -vE '/pkg/sim$$|$(TIMED)')
-	$(GO) test $(RACE) -timeout 9m -p 1 $$($(GO) list ./... | grep -E '$(TIMED)')
+	$(GO) test $(RACE) -timeout 20m -p 1 $$($(GO) list ./... | grep -E '$(TIMED)')
 	@./scripts/parts
 
 sim:
