@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("github.com/confluentinc/confluent-kafka-go/v2/kafka.(*handle).waitTerminated"))
 }
 
-const patience = 40 * time.Second
+const patience = 2 * time.Minute
 
 // A keeper is a handler that keeps copies of what it is given.
 type keeper struct {

@@ -227,7 +227,12 @@ func TestLostAnswer(t *testing.T) {
 // TestRestart: to a new broker an idempotent producer is unknown, and goes on.
 func TestRestart(t *testing.T) {
 	k := &keeper{}
-	b, addr, _ := serve(t, Options{Handler: k})
+	port, err := rig.FreePort("") // nobody connects from it while no broker listens
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	b, _, _ := serve(t, Options{Handler: k, Listen: []string{addr}})
 	cl, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.DefaultProduceTopic("t"),
 		kgo.RetryBackoffFn(func(int) time.Duration { return 5 * time.Millisecond }))
 	if err != nil {

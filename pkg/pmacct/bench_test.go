@@ -81,6 +81,10 @@ func BenchmarkEncodeHeader(b *testing.B) { benchmarkEncode(b, true, isRouteMonit
 // BenchmarkEncodeStats measures the encoding of counters.
 func BenchmarkEncodeStats(b *testing.B) { benchmarkEncode(b, false, isStats) }
 
+// BenchmarkEncodeStatsHeader is BenchmarkEncodeStats with bmpha's header and its
+// hashes.
+func BenchmarkEncodeStatsHeader(b *testing.B) { benchmarkEncode(b, true, isStats) }
+
 // BenchmarkObserve measures what a message costs that is not encoded.
 func BenchmarkObserve(b *testing.B) {
 	enc, err := NewEncoder(Options{})

@@ -23,7 +23,11 @@ func (s *Session) logEvent(b *record.Batch, o *record.Origin, at int64, event st
 	d = append(d, `, "event_type": "`...)
 	d = append(d, event...)
 	b.Data = append(d, '"')
-	s.finish(b, o, off)
+	k := kindLogInit
+	if event == "log_close" {
+		k = kindLogClose
+	}
+	s.finishState(b, o, off, s.hashSession(k), stated)
 }
 
 func (s *Session) appendArrival(dst []byte, at int64) []byte {
@@ -306,12 +310,13 @@ func (s *Session) info(b *record.Batch, o *record.Origin, at int64, msg []byte, 
 	off := s.start(b)
 	d := s.startEvent(b.Data)
 	d = s.appendEventHead(d, at, 0, 0, kind)
-	prefix := "bmp_init_info_"
 	if kind == "term" {
-		prefix = "bmp_term_info_"
+		b.Data = s.appendInfos(d, "bmp_term_info_")
+		s.finishState(b, o, off, s.hashSession(kindTerm), stated)
+		return nil
 	}
-	b.Data = s.appendInfos(d, prefix)
-	s.finish(b, o, off)
+	b.Data = s.appendInfos(d, "bmp_init_info_")
+	s.finishState(b, o, off, s.hashSession(kindInit), s.hashSaid(kindInit, msg[bmp.HeaderLen:]))
 	return nil
 }
 
@@ -380,7 +385,12 @@ func (s *Session) peerUp(b *record.Batch, o *record.Origin, at int64, msg []byte
 	d = append(d, '"')
 	d = appendPeerDistinguisher(d, p)
 	b.Data = s.appendInfos(d, "bmp_peer_up_info_")
-	s.finish(b, o, off)
+	head := [2]byte{byte(p.RIB())}
+	if p.Filtered() {
+		head[1] = 1
+	}
+	value := s.hashSaid(kindPeerUp, head[:], msg[bmp.HeaderLen+bmp.PerPeerLen:])
+	s.finishState(b, o, off, s.hashOfPeer(kindPeer, p), value)
 	return nil
 }
 
@@ -427,12 +437,14 @@ func (s *Session) peerDown(b *record.Batch, o *record.Origin, at int64, msg []by
 		d = append(d, downReasons[down.Reason]...)
 		d = append(d, '"')
 	}
+	said := [4]byte{byte(p.RIB()), down.Reason}
 	if code, ok := down.Event(); ok {
 		d = append(d, `, "reason_loc_code": `...)
 		d = strconv.AppendUint(d, uint64(code), 10)
+		binary.BigEndian.PutUint16(said[2:], code)
 	}
 	b.Data = d
-	s.finish(b, o, off)
+	s.finishState(b, o, off, s.hashOfPeer(kindPeer, p), s.hashSaid(kindPeerDown, said[:]))
 	delete(s.peers, newPeerKey(p))
 	return nil
 }
@@ -486,6 +498,12 @@ func (s *Session) stats(b *record.Batch, o *record.Origin, at int64, msg []byte)
 	h = appendRIB(h, p, p.Filtered())
 	h = appendPeerDistinguisher(h, p)
 	s.head = append(h, `, "counter_type": `...)
+	hashed := 0
+	if s.hashes() {
+		s.beginPeer(kindStats, p)
+		s.hashIn = append(s.hashIn, byte(p.RIB()))
+		hashed = len(s.hashIn)
+	}
 
 	rest, pos := st.Counters.Rest(), st.Counters.Offset()
 	for range st.Count {
@@ -507,7 +525,11 @@ func (s *Session) stats(b *record.Batch, o *record.Origin, at int64, msg []byte)
 		d = append(d, s.head...)
 		d = strconv.AppendUint(d, uint64(typ), 10)
 		b.Data = s.appendStat(d, typ, value)
-		s.finish(b, o, off)
+		if hashed == 0 {
+			s.finish(b, o, off)
+			continue
+		}
+		s.finishState(b, o, off, s.hashStat(hashed, typ, value), stated)
 	}
 	return nil
 }

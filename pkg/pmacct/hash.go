@@ -9,12 +9,13 @@ import (
 	"github.com/bmpha/bmpha/pkg/bmp"
 )
 
-// The two hashes in the header of a route record are xxHash64, seed 0, over
+// The two hashes in the header of a record are xxHash64, seed 0, over
 // the bytes below, numbers in big endian. Collectors compare them with each
 // other's, so their layout may change only together with the version of the
 // header.
 //
-// The key hash names a route of a router, whichever session it came through:
+// The key hash of a route record names a route of a router, whichever session it
+// came through:
 //
 //	length of the router's identity  2 bytes
 //	the router's identity
@@ -35,13 +36,119 @@ import (
 // (1 byte), type (1 byte), length of the value (2 bytes), the value; of
 // MP_REACH_NLRI only what comes before the routes. For SAFI 4 and 128 the
 // label stack of the route follows, because it is not part of the key. The
-// value hash of a withdrawal is withdrawn.
+// value hash of a withdrawal is withdrawn, also of one that a router did not send
+// itself (delete).
+//
+// The key hash of any other record begins with the router, too. No two of what
+// follows can be taken for each other, nor for a route: their lengths differ.
+//
+//	log_init, log_close, init, term  kind (1 byte)
+//	peer_up, peer_down               kind (1 byte, the same for both), peer distinguisher
+//	                                 and address as above. The BGP identifier is not there:
+//	                                 one that has never been up has none
+//	stats                            kind (1 byte), peer distinguisher, address and RIB as
+//	                                 above, type of the counter (2 bytes), AFI (2 bytes) and
+//	                                 SAFI (1 byte), zero for types that have none
+//	end-of-rib                       like a route's up to and with the SAFI
+//
+// Their value hash is stated, but for those that a router can take back:
+//
+//	init       kind, the TLVs as received
+//	peer_up    kind, RIB, 1 if its routes are filtered and else 0 (1 byte), all of the
+//	           message behind the per-peer header: local address, ports, OPENs, TLVs
+//	peer_down  kind, RIB, reason (1 byte), event of the state machine (2 bytes, zero
+//	           without)
 //
 // Neither contains a timestamp.
 
 // withdrawn is the value hash of every withdrawal: that of no bytes at all,
 // which no announcement has.
 const withdrawn = 0xef46db3751d8e999
+
+// stated is the value hash of what is only said: that of one zero byte.
+const stated = 0xe934a84adb052768
+
+// A kind of record that is not about a route, in its hashes. End-of-RIB has none.
+type kind byte
+
+const (
+	kindLogInit  kind = 'o'
+	kindLogClose kind = 'c'
+	kindInit     kind = 'i'
+	kindTerm     kind = 't'
+	kindPeer     kind = 'p' // in the key of the next two
+	kindPeerUp   kind = 'u'
+	kindPeerDown kind = 'd'
+	kindStats    kind = 's'
+)
+
+// hashSession returns the key hash of a record about the session itself.
+func (s *Session) hashSession(k kind) uint64 {
+	if !s.hashes() {
+		return 0
+	}
+	s.hashIn = append(append(s.hashIn[:0], s.hashed...), byte(k))
+	return xxhash.Sum64(s.hashIn)
+}
+
+// hashOfPeer returns the key hash of a record about the peer of p.
+func (s *Session) hashOfPeer(k kind, p *bmp.PerPeer) uint64 {
+	if !s.hashes() {
+		return 0
+	}
+	s.beginPeer(k, p)
+	return xxhash.Sum64(s.hashIn)
+}
+
+// PeerHash returns the key hash of a peer_up and a peer_down of the peer that a BMP
+// message of a router is about; false if it is about none. It allocates nothing for
+// identities of up to 64 bytes.
+func PeerHash(router string, msg []byte) (h uint64, ok bool) {
+	p, err := bmp.ParsePerPeer(msg)
+	if err != nil {
+		return 0, false
+	}
+	var room [128]byte
+	b := binary.BigEndian.AppendUint16(room[:0], uint16(len(router)))
+	id := newPeerKey(&p)
+	b = append(append(b, router...), byte(kindPeer))
+	b = append(append(b, id.rd[:]...), id.addr[:]...)
+	return xxhash.Sum64(b), true
+}
+
+// beginPeer lets s.hashIn begin with the peer of p.
+func (s *Session) beginPeer(k kind, p *bmp.PerPeer) {
+	id := newPeerKey(p)
+	b := append(append(s.hashIn[:0], s.hashed...), byte(k))
+	b = append(b, id.rd[:]...)
+	s.hashIn = append(b, id.addr[:]...)
+}
+
+// hashStat returns the key hash of a counter of type typ. head is s.hashIn as
+// beginPeer left it, with the RIB.
+func (s *Session) hashStat(head int, typ uint16, value []byte) uint64 {
+	b := binary.BigEndian.AppendUint16(s.hashIn[:head], typ)
+	if int(typ) < len(statTypes) && len(value) == 11 {
+		b = append(b, value[:3]...)
+	} else {
+		b = append(b, 0, 0, 0)
+	}
+	s.hashIn = b
+	return xxhash.Sum64(b)
+}
+
+// hashSaid returns the value hash of a record of a kind, that says what.
+func (s *Session) hashSaid(k kind, what ...[]byte) uint64 {
+	if !s.hashes() {
+		return 0
+	}
+	b := append(s.values[:0], byte(k))
+	for _, w := range what {
+		b = append(b, w...)
+	}
+	s.values = b
+	return xxhash.Sum64(b)
+}
 
 // hashRouter returns what the key hash of all routes of a router begins with.
 func hashRouter(router string) []byte {
@@ -69,6 +176,13 @@ func hashKey(peer []byte, f bgp.Family, p *bgp.Prefix) (buf []byte, h uint64) {
 	if host := -p.Bits & 7; host != 0 {
 		b[len(b)-1] &= 0xff << host
 	}
+	return b[:len(peer)], xxhash.Sum64(b)
+}
+
+// hashEndOfRIB is hashKey for the End-of-RIB of family f.
+func hashEndOfRIB(peer []byte, f bgp.Family) (buf []byte, h uint64) {
+	b := binary.BigEndian.AppendUint16(peer, f.AFI)
+	b = append(b, f.SAFI)
 	return b[:len(peer)], xxhash.Sum64(b)
 }
 

@@ -14,8 +14,8 @@
 //
 // JSON is appended to a record.Batch by hand. In steady state nothing is
 // allocated per message; Peer Up messages and malformed ones allocate. Each
-// record can carry bmpha's binary header; see hash.go for what its key and
-// value hash are made of.
+// record can carry bmpha's binary header, and those that are not of a dump its two
+// hashes; see hash.go for what they are made of.
 //
 // Where pmacct's own decoding is peculiar, this package follows it: consumers
 // depend on the records, not on what they should have been. It does not follow
@@ -376,8 +376,8 @@ func (s *Session) seq(dst []byte) []byte {
 // number takes the number of the next record.
 func (e *Encoder) number() uint64 { return (e.seq.Add(1) - 1) & (1<<63 - 1) }
 
-// finish ends the value that began at off, and with it a record that is not
-// about a route.
+// finish ends the value that began at off, and with it a record without hashes:
+// those of dumps are no news.
 func (s *Session) finish(b *record.Batch, o *record.Origin, off int) {
 	b.Data = append(b.Data, s.enc.tail...)
 	end := len(b.Data)
@@ -396,6 +396,22 @@ func (s *Session) finishRoute(b *record.Batch, o *record.Origin, off int, key, v
 	}
 	s.add(b, off, end)
 }
+
+// finishState ends the value that began at off, and with it a record that is not
+// about a route. Without hashes where nobody asks for them.
+func (s *Session) finishState(b *record.Batch, o *record.Origin, off int, key, value uint64) {
+	if !s.hashes() {
+		s.finish(b, o, off)
+		return
+	}
+	b.Data = append(b.Data, s.enc.tail...)
+	end := len(b.Data)
+	b.Data = record.AppendStateHeader(b.Data, o, s.index, key, value)
+	s.add(b, off, end)
+}
+
+// hashes reports whether records get hashes.
+func (s *Session) hashes() bool { return s.enc.header && s.dump == nil }
 
 // add enters a record whose value is b.Data[off:end] and whose header is the
 // rest.

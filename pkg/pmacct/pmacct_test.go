@@ -461,13 +461,14 @@ func TestHeader(t *testing.T) {
 		v := string(b.Value(i))
 		kind := field(v, "log_type")
 		isRoute := kind == "update" || kind == "withdraw"
-		want := record.Header{Origin: *o}
+		want := record.Header{Origin: *o, KeyHash: h.KeyHash, ValueHash: h.ValueHash}
 		if isRoute {
 			want.Flags |= record.FlagRoute
-			if h.KeyHash == 0 || (h.ValueHash == withdrawn) != (kind == "withdraw") {
-				t.Errorf("hashes %x %x: %s", h.KeyHash, h.ValueHash, v)
-			}
-			want.KeyHash, want.ValueHash = h.KeyHash, h.ValueHash
+		} else {
+			want.Flags |= record.FlagState
+		}
+		if h.KeyHash == 0 || h.ValueHash == 0 || (h.ValueHash == withdrawn) != (kind == "withdraw") {
+			t.Errorf("hashes %x %x: %s", h.KeyHash, h.ValueHash, v)
 		}
 		if want.Index = h.Index; int(h.Index) != 0 && int(h.Index) != index+1 {
 			t.Errorf("record %d has index %d after %d", i, h.Index, index)

@@ -432,7 +432,7 @@ func (w *routeWriter) record(kind string, attrs []byte, f bgp.Family, p *bgp.Pre
 	}
 	d = append(d, s.family...)
 	w.b.Data = append(appendRoute(d, f, p, addPath, attrs, labels, !early), s.end...)
-	if !s.enc.header || s.dump != nil {
+	if !s.hashes() {
 		s.finish(w.b, w.o, off)
 		return
 	}
@@ -473,8 +473,7 @@ func (w *routeWriter) fail(err error) {
 	}
 }
 
-// endOfRIB writes the record of an End-of-RIB marker. It is not about a route
-// and has no hashes.
+// endOfRIB writes the record of an End-of-RIB marker.
 func (w *routeWriter) endOfRIB(f bgp.Family) {
 	s := w.s
 	w.setFamily(f)
@@ -486,7 +485,11 @@ func (w *routeWriter) endOfRIB(f bgp.Family) {
 	d = appendPeerDistinguisher(d, &w.per)
 	d = append(d, s.family...)
 	w.b.Data = append(d, s.end...)
-	s.finish(w.b, w.o, off)
+	var key uint64
+	if s.hashes() {
+		s.hashIn, key = hashEndOfRIB(s.hashIn, f)
+	}
+	s.finishState(w.b, w.o, off, key, stated)
 }
 
 func appendRouteRD(dst []byte, rd [8]byte) []byte {

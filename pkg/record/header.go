@@ -19,13 +19,18 @@ const (
 	// FlagShared marks a record sent while more than one sender was possible
 	// (Redis could not be asked).
 	FlagShared
-	// FlagRoute marks a record that carries KeyHash and ValueHash.
+	// FlagRoute marks a record about a route. It carries KeyHash and ValueHash.
 	FlagRoute
+	// FlagState marks a record that carries KeyHash and ValueHash and is not about
+	// a route.
+	FlagState
 )
 
 const (
 	headerLen      = 32
-	headerRouteLen = headerLen + 16
+	headerKeyedLen = headerLen + 16
+
+	flagsKeyed = FlagRoute | FlagState
 )
 
 // An Origin says where the records of one BMP message come from. Numbers in it
@@ -42,26 +47,49 @@ type Origin struct {
 // A Header is the decoded form of a record's bmpha header.
 //
 // Layout, big endian: version u8, flags u8, record index u16, session u32,
-// instance u64, message u64, token u64; with FlagRoute then key hash u64 and
-// value hash u64. A reader must accept longer headers and ignore
+// instance u64, message u64, token u64; with FlagRoute or FlagState then key
+// hash u64 and value hash u64. A reader must accept longer headers and ignore
 // what it does not know.
+//
+// The hashes are those of the encoder that made the record, and the same in all
+// collectors: two records of a router with equal key hashes are about the same
+// thing, and if their value hashes are equal, too, they say the same about it. They
+// cover no timestamp, and nothing that is a collector's own.
 type Header struct {
 	Origin
-	Index     uint16 // of the record among those of its message; saturates
-	KeyHash   uint64 // router, peer, RIB, family, RD, prefix, path id; no timestamp
-	ValueHash uint64 // attributes as received, or a withdraw; no timestamp
+	Index uint16 // of the record among those of its message; saturates
+	// KeyHash is, with FlagRoute, of router, peer, RIB, family, RD, prefix and path
+	// id; with FlagState, of whatever the record is about.
+	KeyHash uint64
+	// ValueHash is, with FlagRoute, of the attributes as received, or stands for a
+	// withdrawal; with FlagState, of what is said. Where that has no meaning beyond
+	// its having been said, as that of a counter, it is a constant.
+	ValueHash uint64
 }
 
-// AppendHeader appends the header of record number index of a message that made
-// no route record.
+// Keyed tells whether h has a KeyHash and a ValueHash.
+func (h *Header) Keyed() bool { return h.Flags&flagsKeyed != 0 }
+
+// AppendHeader appends the header of record number index of a message, without
+// hashes.
 func AppendHeader(dst []byte, o *Origin, index int) []byte {
-	return appendFixed(dst, o, index, o.Flags&^FlagRoute)
+	return appendFixed(dst, o, index, o.Flags&^flagsKeyed)
 }
 
 // AppendRouteHeader appends the header of route record number index of a
 // message, with the hashes of its key and value.
 func AppendRouteHeader(dst []byte, o *Origin, index int, key, value uint64) []byte {
-	dst = appendFixed(dst, o, index, o.Flags|FlagRoute)
+	return appendKeyed(dst, o, index, FlagRoute, key, value)
+}
+
+// AppendStateHeader appends the header of record number index of a message that is
+// not about a route, with the hashes of its key and value.
+func AppendStateHeader(dst []byte, o *Origin, index int, key, value uint64) []byte {
+	return appendKeyed(dst, o, index, FlagState, key, value)
+}
+
+func appendKeyed(dst []byte, o *Origin, index int, sort uint8, key, value uint64) []byte {
+	dst = appendFixed(dst, o, index, o.Flags&^flagsKeyed|sort)
 	dst = binary.BigEndian.AppendUint64(dst, key)
 	return binary.BigEndian.AppendUint64(dst, value)
 }
@@ -94,9 +122,9 @@ func ParseHeader(b []byte) (Header, error) {
 			Token:    binary.BigEndian.Uint64(b[24:]),
 		},
 	}
-	if h.Flags&FlagRoute != 0 {
-		if len(b) < headerRouteLen {
-			return Header{}, fmt.Errorf("bmpha header: %d bytes, want at least %d for a route", len(b), headerRouteLen)
+	if h.Keyed() {
+		if len(b) < headerKeyedLen {
+			return Header{}, fmt.Errorf("bmpha header: %d bytes, want at least %d with hashes", len(b), headerKeyedLen)
 		}
 		h.KeyHash = binary.BigEndian.Uint64(b[32:])
 		h.ValueHash = binary.BigEndian.Uint64(b[40:])

@@ -95,6 +95,13 @@ func (b *Batch) Header(i int) []byte {
 	return b.Data[r.HeaderOff : r.HeaderOff+r.HeaderLen]
 }
 
+// Flag adds flags to the bmpha header of record i, if it has one.
+func (b *Batch) Flag(i int, flags uint8) {
+	if h := b.Header(i); len(h) > 1 {
+		h[1] |= flags
+	}
+}
+
 // Value returns the value of record i, nil for a null value. It is valid until b
 // changes.
 func (b *Batch) Value(i int) []byte {

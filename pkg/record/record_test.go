@@ -23,22 +23,50 @@ func TestHeaderLayout(t *testing.T) {
 	if got := AppendRouteHeader(nil, &sample, 3, 0xaa, 0xbb); !bytes.Equal(got, route) {
 		t.Errorf("route header\n% x, want\n% x", got, route)
 	}
+	state := bytes.Clone(route)
+	state[1] = FlagReplayed | FlagState
+	if FlagState != 8 {
+		t.Errorf("FlagState is %d", FlagState)
+	}
+	if got := AppendStateHeader(nil, &sample, 3, 0xaa, 0xbb); !bytes.Equal(got, state) {
+		t.Errorf("state header\n% x, want\n% x", got, state)
+	}
+	// An origin has no say in which of them a record is.
+	o := sample
+	o.Flags |= FlagRoute | FlagState
+	for _, tt := range []struct{ got, want []byte }{
+		{AppendHeader(nil, &o, 3), plain},
+		{AppendRouteHeader(nil, &o, 3, 0xaa, 0xbb), route},
+		{AppendStateHeader(nil, &o, 3, 0xaa, 0xbb), state},
+	} {
+		if !bytes.Equal(tt.got, tt.want) {
+			t.Errorf("% x, want\n% x", tt.got, tt.want)
+		}
+	}
 }
 
 func TestParseHeader(t *testing.T) {
-	route := AppendRouteHeader(nil, &sample, 70000, 1, 2)
-	h, err := ParseHeader(append(route, "of a later version"...))
-	if err != nil {
-		t.Fatal(err)
+	plain, err := ParseHeader(append(AppendHeader(nil, &sample, 3), "of a later version"...))
+	if want := (Header{Origin: sample, Index: 3}); err != nil || plain != want || plain.Keyed() {
+		t.Errorf("parsed %+v, %v, want %+v", plain, err, want)
 	}
-	want := Header{Origin: sample, Index: 0xffff, KeyHash: 1, ValueHash: 2}
-	want.Flags |= FlagRoute
-	if h != want {
-		t.Errorf("parsed %+v, want %+v", h, want)
-	}
-	for _, bad := range [][]byte{nil, route[:31], route[:47], append([]byte{0}, route[1:]...)} {
-		if h, err := ParseHeader(bad); err == nil {
-			t.Errorf("% x parsed as %+v", bad, h)
+	for flag, b := range map[uint8][]byte{
+		FlagRoute: AppendRouteHeader(nil, &sample, 70000, 1, 2),
+		FlagState: AppendStateHeader(nil, &sample, 70000, 1, 2),
+	} {
+		h, err := ParseHeader(append(bytes.Clone(b), "of a later version"...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Header{Origin: sample, Index: 0xffff, KeyHash: 1, ValueHash: 2}
+		want.Flags |= flag
+		if h != want || !h.Keyed() {
+			t.Errorf("parsed %+v, want %+v", h, want)
+		}
+		for _, bad := range [][]byte{nil, b[:31], b[:47], append([]byte{0}, b[1:]...)} {
+			if h, err := ParseHeader(bad); err == nil {
+				t.Errorf("% x parsed as %+v", bad, h)
+			}
 		}
 	}
 }
@@ -46,16 +74,21 @@ func TestParseHeader(t *testing.T) {
 func FuzzParseHeader(f *testing.F) {
 	f.Add(AppendHeader(nil, &sample, 0))
 	f.Add(AppendRouteHeader(nil, &sample, 1, 2, 3))
+	f.Add(AppendStateHeader(nil, &sample, 1, 2, 3))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := ParseHeader(b)
 		if err != nil {
 			return
 		}
-		var again []byte
-		if h.Flags&FlagRoute != 0 {
+		again := AppendHeader(nil, &h.Origin, int(h.Index))
+		switch h.Flags & flagsKeyed {
+		case FlagRoute:
 			again = AppendRouteHeader(nil, &h.Origin, int(h.Index), h.KeyHash, h.ValueHash)
-		} else {
-			again = AppendHeader(nil, &h.Origin, int(h.Index))
+		case FlagState:
+			again = AppendStateHeader(nil, &h.Origin, int(h.Index), h.KeyHash, h.ValueHash)
+		case flagsKeyed: // nobody writes this
+			again = AppendRouteHeader(nil, &h.Origin, int(h.Index), h.KeyHash, h.ValueHash)
+			again[1] |= FlagState
 		}
 		if got, err := ParseHeader(again); err != nil || got != h {
 			t.Errorf("%+v became %+v, %v", h, got, err)
