@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,14 +16,15 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
-	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/bmpha/bmpha/pkg/election"
 )
 
 // Options say where Redis is and who we are.
 type Options struct {
-	Address  string // host:port
+	Address  string   // host:port; or
+	Sentinel Sentinel // who know the address; or
+	Cluster  []string // host:port of some nodes of a Redis Cluster
 	Username string
 	Password string
 	Database int
@@ -49,7 +51,7 @@ const (
 // concurrent use. Close it.
 type Client struct {
 	opts Options
-	rdb  *redis.Client
+	rdb  redis.UniversalClient
 
 	skipped atomic.Uint64 // values and entries that were not ours or not sound
 
@@ -58,7 +60,11 @@ type Client struct {
 	scanErr string   // why that scan failed
 	waited  bool     // for the first scan, as long as we do
 	wrote   []uint64 // the last values under our own name, whether they arrived or not
+	token   uint64   // the largest that any member or the counter has shown
+	counted uint64   // what the counter was at the last look
+	said    int64    // Redis' clock when we last wrote our entry
 	scanned chan struct{}
+	scans   sync.Mutex // one scan at a time, so that an older one does not come last
 	stop    context.CancelFunc
 	done    sync.WaitGroup
 }
@@ -71,15 +77,7 @@ func init() {
 // New returns a client. It does no I/O before the first call.
 func New(o Options) *Client {
 	c := &Client{opts: o, scanned: make(chan struct{})}
-	c.rdb = redis.NewClient(&redis.Options{
-		Addr: o.Address, Username: o.Username, Password: o.Password, DB: o.Database, TLSConfig: o.TLS,
-		Protocol: 2, DisableIdentity: true, // any Redis from 2.6 on
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-		DialTimeout:              o.Deadline, ReadTimeout: o.Deadline, WriteTimeout: o.Deadline,
-		ContextTimeoutEnabled: true,
-		MaxRetries:            -1, DialerRetries: 1, // a round fails fast; the election tries again
-		PoolSize: 4, MinIdleConns: 1,
-	})
+	c.rdb = connect(&c.opts)
 	ctx, cancel := context.WithCancel(context.Background())
 	c.stop = cancel
 	if o.Scan {
@@ -114,6 +112,7 @@ type Member struct {
 	Reason  string
 	Since   int64
 	Left    bool   // gone by its own will
+	Link    string // host:port where it is reached directly, "" if it is not
 	Why     string // it is unfit
 }
 
@@ -122,7 +121,8 @@ type View struct {
 	RedisTime int64 // µs
 	Members   []Member
 	Shadowed  bool
-	Unknown   bool // Redis holds nothing that we have said
+	Unknown   bool // Redis does not hold what we have said
+	Token     uint64
 }
 
 // Round writes what self says, with value as its timestamp (0: only look), and
@@ -139,7 +139,7 @@ func (c *Client) Round(ctx context.Context, self *Self, timestamp, value uint64,
 	if err != nil {
 		return r, nil, err
 	}
-	r.Shadowed, r.Unknown = view.Shadowed, view.Unknown
+	r.Shadowed, r.Unknown, r.Token = view.Shadowed, view.Unknown, view.Token
 	if view.Shadowed {
 		value = 0
 	}
@@ -147,6 +147,7 @@ func (c *Client) Round(ctx context.Context, self *Self, timestamp, value uint64,
 		return r, nil, err
 	}
 	r.RedisTime, r.Wrote = view.RedisTime, value
+	c.remember(view, value != 0)
 	for i := range view.Members {
 		r.Members = append(r.Members, view.Members[i].Member)
 	}
@@ -169,25 +170,47 @@ func (c *Client) Look(ctx context.Context) (*View, error) {
 func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View, error) {
 	var clock *redis.TimeCmd
 	var entries *redis.MapStringStringCmd
-	var own *redis.SliceCmd
-	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		clock = p.Time(ctx)
-		own = p.MGet(ctx, c.opts.Keys.Timestamp(c.opts.Process)) // no error, whatever is there
-		entries = p.HGetAll(ctx, c.opts.Keys.Members())
-		return nil
-	})
-	if clock.Err() != nil {
-		return nil, fmt.Errorf("ask Redis at %s: %w", c.opts.Address, plain(clock.Err()))
+	var own, token *redis.StringCmd
+	var at time.Time
+	var err error
+	isCluster := len(c.opts.Cluster) > 0
+	if isCluster { // whose pipelines have no node of ours
+		at, err = c.time(ctx)
+	}
+	if err == nil {
+		c.pipelined(ctx, func(p redis.Pipeliner) {
+			if !isCluster {
+				clock = p.Time(ctx)
+			}
+			own = p.Get(ctx, c.opts.Keys.Timestamp(c.opts.Process))
+			token = p.Get(ctx, c.opts.Keys.Token())
+			entries = p.HGetAll(ctx, c.opts.Keys.Members())
+		})
+		if !isCluster {
+			at, err = clock.Result()
+		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read members of the cluster from Redis at %s: %w", c.opts.Address, plain(err))
+		c.relearn(err)
+		return nil, fmt.Errorf("ask Redis at %s: %w", c.opts.Where(), plain(err))
 	}
-	view := &View{RedisTime: clock.Val().UnixMicro()}
+	ownHeld, err := held(own)
+	counter, err2 := held(token)
+	if err := cmp.Or(entries.Err(), err, err2); err != nil {
+		c.relearn(err)
+		return nil, fmt.Errorf("read members of the cluster from Redis at %s: %w", c.opts.Where(), plain(err))
+	}
+	view := &View{RedisTime: at.UnixMicro()}
 	fields := entries.Val()
 	_, known := fields[c.opts.Process]
-	view.Unknown = !known
+	view.Token, _ = parseTimestamp(counter)
+	if view.Token >= nonsense {
+		c.skipped.Add(1)
+		view.Token = 0
+	}
 	listed := make(map[string]bool, len(fields))
 	var ours uint64 // timestamp in the entry under our name
+	var said int64  // its beat
 	var stale []string
 	for name, value := range fields {
 		if len(view.Members) >= maxMembers {
@@ -212,6 +235,7 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 		mine := self != nil && name == c.opts.Process
 		if mine {
 			ours = e.Time
+			said = e.Beat
 		}
 		if mine && instance != self.Instance && !e.Left && age < c.opts.Expiry.Microseconds() && older(e.Time, instance, timestamp, self.Instance) {
 			view.Shadowed = true
@@ -225,12 +249,13 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 			}
 			continue
 		}
-		view.Members = append(view.Members, Member{
-			Member: election.Member{Name: name, Instance: instance, Token: e.Token, Unfit: e.Unfit != "", Routers: e.routers()},
-			Own:    e.Time, Beat: e.Beat, Version: e.Version, Host: e.Host, PID: e.PID,
-			Role: e.Role, Mode: e.Mode, Reason: e.Reason, Since: e.Since, Left: e.Left, Why: e.Unfit,
-		})
+		m := e.member(name, instance)
+		if !e.Left {
+			m.Member.Beat = max(1, age)
+		}
+		view.Members = append(view.Members, m)
 	}
+	view.Unknown = !known || self != nil && c.wentBack(view, said)
 	if len(stale) > 0 {
 		c.rdb.HDel(ctx, c.opts.Keys.Members(), stale...)
 	}
@@ -244,8 +269,7 @@ func (c *Client) read(ctx context.Context, self *Self, timestamp uint64) (*View,
 	}
 	slices.SortFunc(view.Members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
 	if self != nil && !view.Shadowed {
-		held, _ := own.Val()[0].(string)
-		view.Shadowed = c.foreign(held, ours)
+		view.Shadowed = c.foreign(ownHeld, ours)
 	}
 	return view, nil
 }
@@ -260,6 +284,30 @@ func (c *Client) foreign(held string, entry uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !slices.Contains(c.wrote, v)
+}
+
+// remember keeps what the next round is compared with.
+func (c *Client) remember(view *View, wrote bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.token = max(c.token, view.Token)
+	for i := range view.Members {
+		c.token = max(c.token, view.Members[i].Token)
+	}
+	c.counted = view.Token
+	if wrote {
+		c.said = view.RedisTime
+	}
+}
+
+// wentBack reports whether Redis knows less than in the round before: a replica has
+// taken over that had not heard it. said is the beat of the entry under our name.
+func (c *Client) wentBack(view *View, said int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	back := view.Token < c.counted || said < c.said-2*c.opts.Deadline.Microseconds()
+	c.counted = view.Token
+	return back
 }
 
 // writes remembers what is about to be written under our own name.
@@ -294,7 +342,7 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 	if value != 0 {
 		c.writes(value)
 	}
-	_, _ = c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error { // each command has its own error
+	c.pipelined(ctx, func(p redis.Pipeliner) {
 		if value != 0 {
 			set = p.Set(ctx, k.Timestamp(c.opts.Process), value, c.opts.Expiry)
 			put = p.HSet(ctx, k.Members(), c.opts.Process, self.encode(timestamp, view.RedisTime))
@@ -304,10 +352,10 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 			values[i] = p.Get(ctx, key)
 			ttls[i] = p.PTTL(ctx, key)
 		}
-		return nil
 	})
 	if value != 0 && (set.Err() != nil || put.Err() != nil) {
-		return fmt.Errorf("write to Redis at %s: %w", c.opts.Address, plain(errors.Join(set.Err(), put.Err())))
+		c.relearn(errors.Join(set.Err(), put.Err()))
+		return fmt.Errorf("write to Redis at %s: %w", c.opts.Where(), plain(errors.Join(set.Err(), put.Err())))
 	}
 	live := make([]Member, 0, len(view.Members)+1)
 	for i := range view.Members {
@@ -322,7 +370,7 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 			c.skipped.Add(1)
 			m.Gone = true
 		case getErr != nil: // not taken for "nobody there"
-			return fmt.Errorf("read from Redis at %s: %w", c.opts.Address, plain(getErr))
+			return fmt.Errorf("read from Redis at %s: %w", c.opts.Where(), plain(getErr))
 		case m.Native && t != election.ForcedStandby && (ttl <= 0 || ttl > maxNativeTTL):
 			// Native members write expiring keys. This one would never go away
 			// and keep everyone waiting.
@@ -353,7 +401,8 @@ func (c *Client) write(ctx context.Context, view *View, self *Self, timestamp, v
 		view.Members = append(view.Members, Member{
 			Member: election.Member{
 				Name: c.opts.Process, Instance: self.Instance, Value: value, Token: self.Token, Routers: self.Routers,
-				TTL: c.opts.Expiry.Microseconds(),
+				TTL: c.opts.Expiry.Microseconds(), Unfit: self.Unfit != "",
+				Active: self.Role == election.Active.String(), Ready: self.Ready, Strayed: self.Strayed,
 			},
 			Own: timestamp, Beat: view.RedisTime, Version: self.Version, Host: self.Host, PID: self.PID,
 			Role: self.Role, Mode: self.Mode, Reason: self.Reason, Since: self.Since,
@@ -395,30 +444,39 @@ func (c *Client) Publish(ctx context.Context, self *Self, timestamp uint64, beat
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
 	defer cancel()
 	if err := c.rdb.HSet(ctx, c.opts.Keys.Members(), c.opts.Process, self.encode(timestamp, beat)).Err(); err != nil {
-		return fmt.Errorf("publish to Redis at %s: %w", c.opts.Address, plain(err))
+		return fmt.Errorf("publish to Redis at %s: %w", c.opts.Where(), plain(err))
 	}
 	return nil
 }
 
-// Claim takes the next takeover token, larger than seen. A Redis that has lost
-// its counter goes on from its clock, so that tokens rise even if no collector
-// remembers the last one.
+// Claim takes the next takeover token, larger than seen and than all that any round
+// has shown, and one that all members understand. A Redis that has lost its counter, or
+// holds nonsense there, goes on from its clock, so that tokens rise even if no
+// collector remembers the last one.
 func (c *Client) Claim(ctx context.Context, seen uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
 	defer cancel()
 	key := c.opts.Keys.Token()
+	c.mu.Lock()
+	seen = max(seen, c.token)
+	c.mu.Unlock()
 	n, err := c.rdb.Incr(ctx, key).Uint64()
-	if err == nil && (n == 1 || n <= seen) || err != nil && isReply(err) { // lost, or something else is there
+	// Who has seen the last token that makes sense has to do with what follows.
+	stray := n >= maxToken || n >= nonsense && seen < nonsense-1
+	if err == nil && (n == 1 || n <= seen || stray) || err != nil && isReply(err) && !isElsewhere(err) { // lost, or something else is there
 		var now time.Time
-		if now, err = c.rdb.Time(ctx).Result(); err == nil {
+		if now, err = c.time(ctx); err == nil {
 			n = max(seen+1, uint64(now.UnixMicro()))
-			if err = c.rdb.Set(ctx, key, n, 0).Err(); err != nil && isReply(err) {
+			if err = c.rdb.Set(ctx, key, n, 0).Err(); err != nil && isReply(err) && !isElsewhere(err) {
 				err = nil // it answers, and the token is larger than any that was given
 			}
 		}
 	}
+	if err == nil && n >= maxToken {
+		err = fmt.Errorf("token %d", n)
+	}
 	if err != nil {
-		return 0, fmt.Errorf("claim a takeover token from Redis at %s: %w", c.opts.Address, plain(err))
+		return 0, fmt.Errorf("claim a takeover token from Redis at %s: %w", c.opts.Where(), plain(err))
 	}
 	return n, nil
 }
@@ -428,7 +486,7 @@ func (c *Client) Announce(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.Deadline)
 	defer cancel()
 	if err := c.rdb.Publish(ctx, c.opts.Keys.Changed(), c.opts.Process).Err(); err != nil {
-		return fmt.Errorf("announce on Redis at %s: %w", c.opts.Address, plain(err))
+		return fmt.Errorf("announce on Redis at %s: %w", c.opts.Where(), plain(err))
 	}
 	return nil
 }
@@ -466,11 +524,16 @@ func (c *Client) Leave(ctx context.Context, self *Self, timestamp uint64, beat i
 	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 		p.Set(ctx, c.opts.Keys.Timestamp(c.opts.Process), election.ForcedStandby, 0)
 		p.HSet(ctx, c.opts.Keys.Members(), c.opts.Process, self.encode(timestamp, beat))
-		p.Publish(ctx, c.opts.Keys.Changed(), c.opts.Process)
+		if len(c.opts.Cluster) == 0 {
+			p.Publish(ctx, c.opts.Keys.Changed(), c.opts.Process)
+		}
 		return nil
 	})
+	if err == nil && len(c.opts.Cluster) > 0 { // whose nodes do not wait for each other
+		err = c.rdb.Publish(ctx, c.opts.Keys.Changed(), c.opts.Process).Err()
+	}
 	if err != nil {
-		return fmt.Errorf("leave the cluster on Redis at %s: %w", c.opts.Address, plain(err))
+		return fmt.Errorf("leave the cluster on Redis at %s: %w", c.opts.Where(), plain(err))
 	}
 	return nil
 }
@@ -509,15 +572,7 @@ func (c *Client) natives() []string {
 func (c *Client) scanLoop(ctx context.Context) {
 	first := true
 	for ctx.Err() == nil {
-		names, err := c.scan(ctx)
-		c.mu.Lock()
-		c.scanErr = ""
-		if err == nil {
-			c.native = names
-		} else if ctx.Err() == nil {
-			c.scanErr = plain(err).Error()
-		}
-		c.mu.Unlock()
+		c.scan(ctx)
 		if first { // also after an error: rounds will tell
 			first = false
 			close(c.scanned)
@@ -532,12 +587,45 @@ func (c *Client) scanLoop(ctx context.Context) {
 	}
 }
 
-// scan lists the processes that have a timestamp key.
-func (c *Client) scan(ctx context.Context) ([]string, error) {
+// Scan looks for native members now, for who cannot wait for the next look, which
+// comes within a second by itself. The next [Client.Round] knows them. It is nothing
+// without [Options.Scan]; an error is told by [Client.ScanError].
+func (c *Client) Scan(ctx context.Context) {
+	if c.opts.Scan {
+		c.scan(ctx)
+	}
+}
+
+func (c *Client) scan(ctx context.Context) {
+	c.scans.Lock()
+	defer c.scans.Unlock()
+	names, err := c.list(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.scanErr = ""
+	if err == nil {
+		c.native = names
+	} else if ctx.Err() == nil {
+		c.scanErr = plain(err).Error()
+	}
+}
+
+// list lists the processes that have a timestamp key.
+func (c *Client) list(ctx context.Context) ([]string, error) {
+	names, err := c.everyNode(ctx, func(node redis.Cmdable) ([]string, error) { return c.scanNode(ctx, node) })
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	return names[:min(len(names), maxMembers)], nil
+}
+
+func (c *Client) scanNode(ctx context.Context, node redis.Cmdable) ([]string, error) {
 	var names []string
 	var cursor uint64
 	for {
-		keys, next, err := c.rdb.Scan(ctx, cursor, c.opts.Keys.pattern(), 1000).Result()
+		keys, next, err := node.Scan(ctx, cursor, c.opts.Keys.pattern(), 1000).Result()
 		if err != nil {
 			return nil, err
 		}
@@ -551,6 +639,5 @@ func (c *Client) scan(ctx context.Context) ([]string, error) {
 		}
 		cursor = next
 	}
-	slices.Sort(names)
-	return slices.Compact(names), nil
+	return names, nil
 }

@@ -18,6 +18,12 @@
 // pmacct have a timestamp only and are looked for with SCAN, in the background,
 // at most once a second.
 //
+// Redis is one server, the master that sentinels name, or a Redis Cluster, where the
+// keys of one cluster lie on different nodes: every command has one key, and nothing
+// relies on two of them being done together. A replica that is promoted may lack the
+// last of what was written, and the clock after that is another host's; rounds fail
+// until it is promoted, and [View] tells what it has lost.
+//
 // Everything read is untrusted: values that are not numbers, keys of another
 // type, fields that are not ours and any number of keys under our pattern are
 // skipped and counted, never fatal.

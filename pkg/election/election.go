@@ -8,7 +8,60 @@
 // a few deadlines makes everyone active, because repeats are better than loss;
 // a router that the active does not hear belongs to a collector that does; and a
 // collector that takes over from one that is alive waits until that one has
-// stopped.
+// stopped, while that one, if the change was planned, goes on until its heir says
+// that it is ready.
+//
+// # Planned changes
+//
+// A member that sends and is no longer the one to send goes on until the one that
+// is says that it is Ready, or sends, or Config.Linger has passed; then it stops.
+// The heir waits until it sees that (Config.Handover at most, which must be longer
+// than Linger). It stops at once when there is no heir that could say so, when the
+// heir is forced to be active, and when it cannot do the job itself.
+//
+// # Routers
+//
+// A router belongs to the leader. One that the leader does not hear for
+// Config.Grace, or reads too late, goes to the oldest member that hears it, which
+// says that it Keeps it: from then on it alone decides when to give it back, so that
+// two never judge by different knowledge. It does when it hears the router no more
+// and another does; when it Lags or is unfit and another is better off; and, with
+// Config.Failback, as soon as the leader hears the router, is through with the table
+// dump (Whole) and not behind. A member lags once it was behind by more than
+// Config.MaxBehind for Config.Steady; it lags no more once it was not for as long,
+// and not twice within four times that. A lagging sender that nobody could replace
+// keeps the router. To a member of an earlier version, which says nothing of all
+// this, a router goes back as soon as it hears it, and none for a lag.
+//
+// # Health
+//
+// Who is unfit (SetUnfit: Kafka not reached, pmacct gone, log full) and active
+// takes a new timestamp if another member says that it is fit. To keep this from
+// flapping, whatever the reasons are and however many: both have said so for a
+// heartbeat and a deadline (what hits all is said by all by then, and nobody
+// moves); a change of the reason is not a new beginning, an end of all reasons is;
+// one that was unfit counts as fit only after Config.Proof; and a member does not
+// give way twice within Config.Handover and two expiries. When it is well again
+// nothing goes back. The caller waits before it says that something is wrong.
+//
+// # Without Redis
+//
+// Config.Failures rounds in a row that fail make Redis unavailable; less changes
+// nothing. Then everyone is active and says that it shares. With Config.Hold the
+// roles stay as long as the members hear each other directly (Heard): who is active
+// goes on, alone, while it hears all that were alive in the last good round and none
+// of them says that it is active, too; who hears one that says that it is active
+// stays standby. If that one is Dead and all others are heard, the oldest takes over.
+// In every other case all are active, as without Hold. A member that is gone from
+// Redis and heard directly counts as alive, because it may be the one that is cut
+// off and goes on. A member that knows of no other does not trust that there is none.
+//
+// Redis may lose what it knew, or fail over to a replica that never had all of it.
+// A round that says so (Round.Unknown) lets nobody take over from those that were
+// alive before, until they had the time to speak. Two that send, each as if alone,
+// are then possible for less than an expiry. Nothing here can see two masters, each
+// with some of the members, unless the members hear each other directly: Redis has
+// to be told to take no writes without a replica (min-replicas-to-write).
 //
 // It is pure logic: each method takes the time and what happened and moves the
 // state; a thin shell asks Redis and carries out what the state says. Times are
@@ -67,6 +120,19 @@ type Config struct {
 	Handover  int64  // longest wait for a living sender to stop
 	Grace     int64  // how long the leader may not hear a router before another sends for it
 	Window    int64  // how long the last low-water mark of a sender serves
+	// Linger is how long a sender that is no longer the one to send goes on, at
+	// most, until its heir is ready; 0 not at all. Less than Handover.
+	Linger int64
+	// Failback gives a router back to the leader once that one is current. Without
+	// it the router stays where it is while it is heard there.
+	Failback bool
+	// MaxBehind is by how much the reading of a router may lag, and Steady how long
+	// it must do so, or no longer do so, before that means anything. 0: no limit.
+	MaxBehind int64
+	Steady    int64
+	// Hold keeps the roles while Redis is unavailable and the members hear each
+	// other directly.
+	Hold bool
 	// Proof is how long a member that was unfit must have been fit again before
 	// another gives way to it: what is mended for one is mostly mended for all.
 	Proof int64
@@ -85,11 +151,23 @@ type Member struct {
 	Instance uint64
 	Value    uint64 // timestamp as written
 	Native   bool   // a pmacct: says nothing beyond its timestamp
+	Old      bool   // of an earlier version: says and knows nothing of Whole, Behind, Keeps, Lags
 	Gone     bool   // its timestamp has expired; what it last said is still known
 	Unfit    bool   // it says that it cannot do the job now
 	TTL      int64  // µs until its timestamp expires unless it is renewed, 0 if unknown
 	Token    uint64 // of the last takeover that it knows
-	Routers  map[string]RouterState
+	Active   bool   // it says that its role is active
+	// Ready says, of the routers with Duty.Expect: it has read what the present
+	// sender has written, up to now. False when there are none.
+	Ready bool
+	// Strayed says that it has sent without Redis until lately; see
+	// Election.Strayed.
+	Strayed bool
+	// Beat is how long ago it last spoke, in µs, as of the round; 0 if unknown.
+	Beat    int64
+	Routers map[string]RouterState
+
+	suspect bool // it should have spoken by now
 }
 
 // A RouterState is what a member says of one router.
@@ -101,6 +179,10 @@ type RouterState struct {
 	// of the router was dumped as a whole; 0 when there is none. The election does
 	// not care.
 	Dumped int64
+	Whole  bool  // the session's table dump is through: End-of-RIB, or quiet
+	Behind int64 // by how many µs the reading lags, 0 if it does not
+	Keeps  bool  // as of Duty.Keeps
+	Lags   bool  // as of Duty.Lags
 }
 
 // A Round is the result of one exchange with Redis.
@@ -110,7 +192,8 @@ type Round struct {
 	Wrote     uint64   // the value written for ourselves, 0 for none
 	Members   []Member // all that live, we among them if written, and those lately gone
 	Shadowed  bool     // another instance holds our name
-	Unknown   bool     // Redis knew nothing of us before we wrote
+	Unknown   bool     // Redis did not know what we have said before
+	Token     uint64   // of the last takeover that Redis knows of, 0 for none
 }
 
 // An Election is the view of one collector. Make it with New.
@@ -126,7 +209,10 @@ type Election struct {
 	renew     bool   // take a new timestamp at the next round
 	firstPut  int64  // when what we are by was first written, 0 if not yet
 	token     uint64 // of our last claim, or the largest seen
-	claim     bool   // a token is wanted
+	shown     uint64 // the largest token that a member has shown
+	yielding  bool   // others come first until we leave
+	claim     bool   // a token is wanted, with which to become active
+	raise     bool   // a token is wanted, for a router whose sender has not stopped
 	claimed   bool   // the token was claimed for the time as active that lasts
 
 	members  []Member // of the last good round
@@ -147,14 +233,42 @@ type Election struct {
 	mended  map[string]int64
 	gaveWay int64 // when we last made room for a member that can
 
+	heard     map[string]heard // what members said directly, by name
+	dead      map[string]death // the instances that are told to be dead, by name
+	held      held             // how the role is held while Redis is unavailable
+	right     bool             // active by a token, or after the leader's death
+	headless  int64            // when the leader died while Redis was unavailable, 0 if not
+	died      int              // members known to have died since the last good round
+	strayed   int64            // until when others are told that we sent without Redis
+	forgotten int64            // when routers were last looked through
+
 	marks   map[string]seen
-	waiting map[string]int64 // since when we wait for a living sender to stop
-	unheard map[string]int64 // since when the leader does not hear a router that another hears
+	routers map[string]*router
+	my      Member                 // ourselves, as one of those that are picked from
+	mine    map[string]RouterState // what we say of the router that it is about
+	said    map[string]RouterState // what we have said in the last round in which we wrote
 }
 
 type seen struct {
 	mark, at int64
 	sends    bool
+}
+
+// A router is what is remembered of one between two questions. Times are 0 for
+// "not now".
+type router struct {
+	asked   int64
+	waiting int64 // since when we wait for a living sender to stop
+	unheard int64 // since when the leader does not hear it while another does
+	linger  int64 // since when we go on for an heir
+	turning int64 // since when being behind or not is unlike lags
+	lagged  int64 // when lags was last set
+	lags    bool
+	keeps   bool
+	token   uint64 // of what was sent last
+
+	other uint64 // instance of the member that was last said to send it, 0 once that has stopped
+	shown uint64 // and its token
 }
 
 // New returns an election that wants its first round at once.
@@ -166,8 +280,10 @@ func New(cfg Config, now int64) *Election {
 		next:    now,
 		marks:   make(map[string]seen),
 		mended:  make(map[string]int64),
-		waiting: make(map[string]int64),
-		unheard: make(map[string]int64),
+		heard:   make(map[string]heard),
+		dead:    make(map[string]death),
+		routers: make(map[string]*router),
+		mine:    make(map[string]RouterState),
 	}
 }
 
@@ -201,27 +317,31 @@ func (e *Election) Unavailable() (string, bool) {
 // Wants returns what a round has to do: the value to write for ourselves (0:
 // only read), and whether a takeover token is to be claimed.
 func (e *Election) Wants() (value uint64, claim bool) {
-	return e.value(), e.claim
+	return e.value(), e.claim || e.raise
 }
 
 func (e *Election) value() uint64 {
 	switch {
 	case e.shadowed || e.timestamp == 0 || e.renew && !e.left:
 		return 0
-	case e.left:
+	case e.left, e.rests():
 		return ForcedStandby
 	case e.mode == ForceActive:
 		return ForcedActive
-	case e.mode == ForceStandby:
-		return ForcedStandby
 	}
 	return e.timestamp
 }
+
+// rests reports whether we are to send nothing, by will.
+func (e *Election) rests() bool { return e.mode == ForceStandby || e.yielding }
 
 // Tick looks at the clock. It is to be called a few times per Deadline; that it
 // was not is how a pause of the process is noticed.
 func (e *Election) Tick(now int64) {
 	e.giveWay(now)
+	if _, unavailable := e.Unavailable(); unavailable && e.cfg.Hold {
+		e.decide(now) // who is no longer heard
+	}
 	if e.lease == 0 || now < e.lease || e.left {
 		return
 	}
@@ -238,7 +358,7 @@ func (e *Election) pause(now int64) {
 	e.renew = true
 	e.claim = false
 	e.lastGood = 0
-	e.members = nil
+	e.members, e.said = nil, nil
 }
 
 // Done follows a good round.
@@ -255,30 +375,47 @@ func (e *Election) Done(now int64, r Round) {
 	case unavailable:
 		// Timestamps have expired meanwhile, and Redis may have lost its data.
 		// Whoever is alive will be there with its next heartbeat.
-		e.unsettle(now)
+		if e.held != heldActive {
+			e.unsettle(now)
+		}
+		if e.role == Active && e.held == heldNot {
+			e.strayed = now + 2*e.cfg.Heartbeat + 2*e.cfg.Deadline
+		}
 	case r.Unknown && e.firstPut != 0:
 		e.forgot = now + e.cfg.Heartbeat + 2*e.cfg.Deadline
 	}
 	e.failures, e.failing = 0, ""
+	e.held, e.headless, e.died = heldNot, 0, 0
 	e.next = r.Sent + e.cfg.Heartbeat
 	e.shadowed = r.Shadowed
+	e.overlay(now, &r)
 	e.follow(now, r.Members)
 	var lost []Member
 	if now < e.forgot {
 		lost = e.lost(now, r.Members)
 	}
 	e.members = append(slices.DeleteFunc(r.Members, func(m Member) bool { return m.Gone }), lost...)
+	e.linked(now)
 	e.lastGood = r.Sent
 	e.mend(now)
 	if r.Sent < e.settled {
 		e.next = min(e.next, max(now, e.settled))
 	}
-	for _, m := range e.members {
-		e.token = max(e.token, m.Token)
-		if m.TTL > 0 && !e.self(&m) { // look again when it would be gone
+	for i := range e.members {
+		m := &e.members[i]
+		e.shown = max(e.shown, m.Token)
+		if e.self(m) {
+			e.said = m.Routers
+			continue
+		}
+		if m.TTL > 0 { // look again when it would be gone
 			e.next = min(e.next, now+m.TTL+expirySlack)
 		}
+		if m.suspect = e.silent(now, m); m.suspect {
+			e.next = min(e.next, max(now, r.Sent+e.cfg.Heartbeat/4))
+		}
 	}
+	e.token = max(e.token, e.shown, r.Token)
 	if e.timestamp == 0 || e.renew {
 		e.takeTimestamp(uint64(r.RedisTime))
 		e.next = now
@@ -305,8 +442,8 @@ func (e *Election) Done(now int64, r Round) {
 // Nothing is taken over from them before.
 func (e *Election) lost(now int64, members []Member) (lost []Member) {
 	for _, m := range e.members {
-		if e.self(&m) || m.Value == ForcedStandby ||
-			slices.ContainsFunc(members, func(o Member) bool { return o.Name == m.Name }) {
+		if e.self(&m) || m.Value == ForcedStandby || e.isDead(&m) ||
+			slices.ContainsFunc(members, func(o Member) bool { return o.Name == m.Name && !(o.Gone && o.Instance == m.Instance && e.lostKey(&o)) }) {
 			continue
 		}
 		m.TTL = e.forgot - now
@@ -315,8 +452,25 @@ func (e *Election) lost(now int64, members []Member) (lost []Member) {
 	return lost
 }
 
-// takeTimestamp makes us the youngest member. No two members get the same.
+// lostKey reports whether Redis has lost the timestamp of a member that has lately
+// spoken, and has not left (those have no Beat): a replica that took over had not
+// heard of it yet.
+func (e *Election) lostKey(m *Member) bool {
+	return m.Beat > 0 && m.Beat < e.cfg.Expiry-e.cfg.Heartbeat
+}
+
+// takeTimestamp makes us the youngest member, also if Redis' clock went back. No
+// two members get the same.
 func (e *Election) takeTimestamp(t uint64) {
+	const most = ForcedStandby >> 1 // what is beyond is no time
+	if e.timestamp < most {
+		t = max(t, e.timestamp+1)
+	}
+	for i := range e.members {
+		if m := &e.members[i]; !e.self(m) && !m.Native && m.Value < most {
+			t = max(t, m.Value+1)
+		}
+	}
 	for slices.ContainsFunc(e.members, func(m Member) bool {
 		return m.Value == t && (m.Name != e.cfg.Name || m.Instance != e.cfg.Instance)
 	}) {
@@ -336,7 +490,7 @@ func (e *Election) Failed(now, sent int64, why string) {
 	e.failures++
 	e.failing = why
 	if e.failures >= e.cfg.Failures {
-		e.claim = false
+		e.claim, e.raise = false, false
 		e.lease = now + e.cfg.Expiry
 	}
 	e.decide(now)
@@ -345,15 +499,20 @@ func (e *Election) Failed(now, sent int64, why string) {
 // Claimed follows a claim of a takeover token.
 func (e *Election) Claimed(now int64, token uint64) {
 	e.Tick(now)
-	if token > e.token+1 {
+	if (e.claim || e.raise) && token <= e.token { // one that is known already is nobody's claim
+		e.next = now
+		return
+	}
+	if token > e.shown+1 {
 		// Someone has taken over whom no round has shown as a sender yet.
 		e.unsettle(now)
 	}
-	e.token = max(e.token, token)
+	e.token, e.shown = max(e.token, token), max(e.shown, token)
+	e.raise = false
 	if e.claim {
 		e.claim = false
 		e.become(now, Active, e.why())
-		e.claimed = true
+		e.claimed, e.right = true, true
 	}
 }
 
@@ -382,7 +541,7 @@ func (e *Election) Unfit() string { return e.unfit }
 // the same thing has hit have had a heartbeat to say so.
 func (e *Election) giveWay(now int64) {
 	_, unavailable := e.Unavailable()
-	if e.unfit == "" || e.role != Active || e.mode != Auto || e.left || unavailable || e.renew ||
+	if e.unfit == "" || e.role != Active || e.mode != Auto || e.left || e.yielding || unavailable || e.renew ||
 		e.lastGood < e.unfitAt+e.cfg.Heartbeat+e.cfg.Deadline ||
 		e.gaveWay != 0 && now-e.gaveWay < e.cfg.Handover+2*e.cfg.Expiry {
 		return
@@ -436,10 +595,23 @@ func (e *Election) unsettle(now int64) {
 	e.settled = max(e.settled, now+e.cfg.Heartbeat+2*e.cfg.Deadline)
 }
 
+// Yield makes all others come first, as a planned leave begins: we go on with what
+// we send until an heir is ready, or for Config.Linger. Leave follows.
+func (e *Election) Yield(now int64) {
+	e.yielding = true
+	e.next = now
+	e.decide(now)
+}
+
+// Strayed reports whether we sent without Redis until lately, for Member.Strayed:
+// those who were never without it could not know, and have to take what they sent
+// meanwhile for shared.
+func (e *Election) Strayed(now int64) bool { return now < e.strayed }
+
 // Leave makes us stop for good: nothing is owned from now on.
 func (e *Election) Leave(now int64) {
 	e.left = true
-	e.claim = false
+	e.claim, e.raise = false, false
 	e.become(now, Standby, "leaving")
 }
 
@@ -452,7 +624,7 @@ func (e *Election) Leader() (Member, bool) {
 		if m.Value == ForcedStandby {
 			continue
 		}
-		if i < 0 || compare(m, &e.members[i]) < 0 {
+		if i < 0 || e.compare(m, &e.members[i]) < 0 {
 			i = j
 		}
 	}
@@ -466,6 +638,18 @@ func compare(a, b *Member) int {
 	return cmp.Or(cmp.Compare(a.Value, b.Value), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Instance, b.Instance))
 }
 
+// compare orders members as compare does. While roles are held, those who are
+// active come first, whatever their age: no one else is to send.
+func (e *Election) compare(a, b *Member) int {
+	if e.held != heldNot && a.Active != b.Active {
+		if a.Active {
+			return -1
+		}
+		return 1
+	}
+	return compare(a, b)
+}
+
 func (e *Election) self(m *Member) bool {
 	return m.Name == e.cfg.Name && m.Instance == e.cfg.Instance && !m.Native
 }
@@ -473,13 +657,15 @@ func (e *Election) self(m *Member) bool {
 // me is ourselves as the others will see us.
 func (e *Election) me() Member {
 	v := e.timestamp
-	switch e.mode {
-	case ForceActive:
-		v = ForcedActive
-	case ForceStandby:
+	switch {
+	case e.rests():
 		v = ForcedStandby
+	case e.mode == ForceActive:
+		v = ForcedActive
+	case e.cfg.Hold && e.failures >= e.cfg.Failures && (e.renew || v == 0):
+		v = ForcedStandby - 1 // it would be the youngest if there were a Redis to say so
 	}
-	return Member{Name: e.cfg.Name, Instance: e.cfg.Instance, Value: v}
+	return Member{Name: e.cfg.Name, Instance: e.cfg.Instance, Value: v, Active: e.role == Active, Unfit: e.unfit != ""}
 }
 
 // best reports whether no other member comes before us.
@@ -487,7 +673,7 @@ func (e *Election) best() bool {
 	me := e.me()
 	for i := range e.members {
 		m := &e.members[i]
-		if !e.self(m) && compare(m, &me) < 0 {
+		if !e.self(m) && e.compare(m, &me) < 0 {
 			return false
 		}
 	}
@@ -530,10 +716,16 @@ func (e *Election) why() string {
 func (e *Election) decide(now int64) {
 	unavailable := e.failures >= e.cfg.Failures
 	claim := false
+	if !unavailable || e.rests() {
+		e.held = heldNot
+	}
 	switch {
 	case e.left:
+	case e.yielding:
+		e.become(now, Standby, "leaving")
 	case e.mode == ForceStandby:
 		e.become(now, Standby, "forced standby")
+	case unavailable && e.cfg.Hold && e.holds(now):
 	case unavailable:
 		e.become(now, Active, "Redis unavailable: "+e.failing)
 	case e.mode == ForceActive && e.lastGood != 0:
@@ -571,7 +763,7 @@ func (e *Election) decide(now int64) {
 func (e *Election) become(now int64, r Role, reason string) {
 	if r != e.role {
 		e.role, e.since = r, now
-		e.claimed = false
+		e.claimed, e.right = false, false
 	}
 	e.reason = reason
 }

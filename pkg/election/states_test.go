@@ -2,6 +2,9 @@ package election
 
 import (
 	"fmt"
+	"iter"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -16,12 +19,16 @@ type stage struct {
 	trail  []string
 }
 
-func newStage() *stage {
+func newStage(more bool) *stage {
 	s := &stage{now: sec}
-	s.e = New(Config{
+	cfg := Config{
 		Name: "me", Instance: 7, Heartbeat: heartbeat, Expiry: expiry,
 		Deadline: Deadline(heartbeat, expiry), Failures: 3, Handover: handover, Window: window,
-	}, s.now)
+	}
+	if more {
+		cfg.Linger, cfg.Hold, cfg.Failback, cfg.MaxBehind, cfg.Steady = linger, true, true, maxBehind, steady
+	}
+	s.e = New(cfg, s.now)
 	s.ask()
 	return s
 }
@@ -83,6 +90,18 @@ var events = []struct {
 	{"force standby", func(s *stage) { s.e.Force(s.now, ForceStandby) }},
 	{"auto", func(s *stage) { s.e.Force(s.now, Auto) }},
 	{"leave", func(s *stage) { s.e.Leave(s.now) }},
+	{"yield", func(s *stage) { s.e.Yield(s.now) }},
+	{"the other says that it is active", func(s *stage) {
+		m := other(1, true)
+		m.Active = true
+		s.e.Heard(s.now, m)
+	}},
+	{"the other says that it is ready", func(s *stage) {
+		m := other(1<<62, false)
+		m.Ready = true
+		s.e.Heard(s.now, m)
+	}},
+	{"the other is dead", func(s *stage) { s.e.Dead(s.now, "other", 9) }},
 }
 
 // check is what holds after every event in every state.
@@ -99,11 +118,20 @@ func (s *stage) check(left bool, token uint64) error {
 			case d.LowWater < -1:
 				return fmt.Errorf("low-water mark %d", d.LowWater)
 			case !d.Send:
-			case left || role == Starting || e.Mode() == ForceStandby:
+			case d.Expect:
+				return fmt.Errorf("is to send and to expect it: %+v", d)
+			case left || role == Starting:
 				return fmt.Errorf("is to send: %+v", d)
-			case away && !d.Shared:
+			case e.rests() && (!sends || d.Sender != "other" || e.cfg.Linger == 0):
+				return fmt.Errorf("is to send although it is to rest: %+v", d)
+			case away && !d.Shared && !e.cfg.Hold:
 				return fmt.Errorf("Redis away, as if alone: %+v", d)
-			case e.sentByOther("r") && !d.Shared:
+			case away && !d.Shared && !slices.ContainsFunc(e.members, func(m Member) bool {
+				_, ok := e.fresh(s.now, &m)
+				return ok
+			}) && e.died == 0:
+				return fmt.Errorf("Redis away and nobody is heard, as if alone: %+v", d)
+			case e.sentByAnother("r", "me") && !d.Shared:
 				return fmt.Errorf("another sends, as if alone: %+v", d)
 			case e.Lease() != 0 && s.now >= e.Lease():
 				return fmt.Errorf("is to send past the lease: %+v", d)
@@ -119,9 +147,9 @@ func (s *stage) check(left bool, token uint64) error {
 		return fmt.Errorf("%s from the future", role)
 	case left && role != Standby:
 		return fmt.Errorf("%s after leaving", role)
-	case left && claim, away && claim, e.Mode() == ForceStandby && claim:
+	case left && claim, away && claim, e.rests() && claim:
 		return fmt.Errorf("wants a token: left %v, away %v, mode %s", left, away, e.Mode())
-	case role == Active && e.Mode() == ForceStandby:
+	case role == Active && e.rests():
 		return fmt.Errorf("active although forced standby")
 	case role == Active && e.Mode() == Auto && !away && !e.best():
 		return fmt.Errorf("active although another is older")
@@ -137,55 +165,78 @@ func (s *stage) check(left bool, token uint64) error {
 	return nil
 }
 
-// TestEveryEventInEveryState walks all runs of events up to a length, from all
-// states that those before have led to.
+// TestEveryEventInEveryState walks all runs of three events, and some of many more,
+// from all states that those before have led to.
 func TestEveryEventInEveryState(t *testing.T) {
-	length := 4
+	const length = 3
+	many := 100000
 	if testing.Short() {
-		length = 3
+		many = 10000
 	}
-	roles := make(map[string]bool)
-	path := make([]int, length)
-	runs := 0
-	for {
-		s := newStage()
-		left, token := false, uint64(0)
-		// Common beginnings: from nothing, and from a first election.
-		if path[0]%2 == 0 {
-			for range 4 {
-				events[3].do(s)
-				s.now += heartbeat / 3
-				s.ask()
+	for name, more := range map[string]bool{"plain": false, "lingering and holding": true} {
+		t.Run(name, func(t *testing.T) {
+			roles := make(map[string]bool)
+			for path := range paths(length) {
+				walk(t, more, path, roles)
 			}
-			token = s.e.Token()
-		}
-		for _, i := range path {
-			events[i].do(s)
-			left = left || events[i].name == "leave"
-			s.trail = append(s.trail, events[i].name)
-			if err := s.check(left, token); err != nil {
-				t.Fatalf("after %s: %v", strings.Join(s.trail, ", "), err)
+			rng := rand.New(rand.NewPCG(1, 2))
+			path := make([]int, 8)
+			for range many {
+				for i := range path {
+					path[i] = rng.IntN(len(events))
+				}
+				walk(t, more, path, roles)
 			}
-			token = s.e.Token()
-			role, _, _ := s.e.Role()
-			roles[role.String()+" "+s.e.Mode().String()] = true
-		}
-		runs++
-		i := length - 1
-		for ; i >= 0; i-- {
-			if path[i]++; path[i] < len(events) {
-				break
+			for _, want := range []string{"starting auto", "standby auto", "active auto", "active active", "standby standby"} {
+				if !roles[want] {
+					t.Errorf("no run was ever %s", want)
+				}
 			}
-			path[i] = 0
-		}
-		if i < 0 {
-			break
-		}
+		})
 	}
-	for _, want := range []string{"starting auto", "standby auto", "active auto", "active active", "standby standby"} {
-		if !roles[want] {
-			t.Errorf("no run was ever %s", want)
+}
+
+// paths yields all runs of events of a length.
+func paths(length int) iter.Seq[[]int] {
+	return func(yield func([]int) bool) {
+		path := make([]int, length)
+		for i := 0; i >= 0; {
+			if !yield(path) {
+				return
+			}
+			for i = length - 1; i >= 0; i-- {
+				if path[i]++; path[i] < len(events) {
+					break
+				}
+				path[i] = 0
+			}
 		}
 	}
-	t.Logf("%d runs", runs)
+}
+
+// walk checks each state on the way.
+func walk(t *testing.T, more bool, path []int, roles map[string]bool) {
+	t.Helper()
+	s := newStage(more)
+	left, token := false, uint64(0)
+	// Common beginnings: from nothing, and from a first election.
+	if path[0]%2 == 0 {
+		for range 4 {
+			events[3].do(s)
+			s.now += heartbeat / 3
+			s.ask()
+		}
+		token = s.e.Token()
+	}
+	for _, i := range path {
+		events[i].do(s)
+		left = left || events[i].name == "leave"
+		s.trail = append(s.trail, events[i].name)
+		if err := s.check(left, token); err != nil {
+			t.Fatalf("after %s: %v", strings.Join(s.trail, ", "), err)
+		}
+		token = s.e.Token()
+		role, _, _ := s.e.Role()
+		roles[role.String()+" "+s.e.Mode().String()] = true
+	}
 }
