@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/rig"
 )
 
 // outsideBroker runs a broker in another process.
@@ -52,7 +53,10 @@ func cpu() time.Duration {
 // One operation is one record of 600 bytes, handed over and acknowledged, in
 // batches of 500 from four streams.
 func benchmarkHand(b *testing.B, open func(Options) (Sink, error), headerLen int) {
-	addr := outsideBroker(b)
+	benchmarkSink(b, open, outsideBroker(b), headerLen)
+}
+
+func benchmarkSink(b *testing.B, open func(Options) (Sink, error), addr string, headerLen int) {
 	s, err := open(Options{Brokers: []string{addr}})
 	if err != nil {
 		b.Fatal(err)
@@ -127,6 +131,79 @@ func benchmarkHand(b *testing.B, open func(Options) (Sink, error), headerLen int
 func BenchmarkHandKafka(b *testing.B) {
 	b.Run("plain", func(b *testing.B) { benchmarkHand(b, NewKafka, 0) })
 	b.Run("header", func(b *testing.B) { benchmarkHand(b, NewKafka, 48) })
+}
+
+// In transactions, to be compared with the above.
+func BenchmarkHandFenced(b *testing.B) {
+	b.Run("plain", func(b *testing.B) { benchmarkHand(b, newFenced, 0) })
+	b.Run("header", func(b *testing.B) { benchmarkHand(b, newFenced, 48) })
+}
+
+// On a real broker: how many records it takes a second, and how long a single one
+// takes until it is acknowledged.
+func BenchmarkFencing(b *testing.B) {
+	k := realKafka(b, rig.KafkaOptions{Topics: map[string]int{"bench": 4}})
+	for _, c := range []struct {
+		name string
+		o    Options
+	}{
+		{"off", Options{}},
+		{"100ms", Options{TransactionalID: "bench-100", CommitInterval: 100 * time.Millisecond}},
+		{"20ms", Options{TransactionalID: "bench-20", CommitInterval: 20 * time.Millisecond}},
+	} {
+		open := func(o Options) (Sink, error) {
+			c.o.Brokers = []string{k.Brokers()}
+			return NewKafka(c.o)
+		}
+		b.Run("rate/"+c.name, func(b *testing.B) { benchmarkSink(b, open, "", 48) })
+		b.Run("latency/"+c.name, func(b *testing.B) { benchmarkLatency(b, open) })
+	}
+	s, err := NewKafka(Options{Brokers: []string{k.Brokers()}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close(0)
+	b.Run("fence", func(b *testing.B) {
+		for b.Loop() {
+			if err := s.(Fencer).Fence(b.Context(), "bench"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// One operation is one record, alone.
+func benchmarkLatency(b *testing.B, open func(Options) (Sink, error)) {
+	s, err := open(Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close(0)
+	topic, err := s.Topic("bench")
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := s.Reset(0, 0); err != nil {
+		b.Fatal(err)
+	}
+	f := filled(0, topic, 1, 600)
+	var reports []Report
+	send := func(pos uint64) {
+		for n := 0; n == 0; reports = s.Poll(10*time.Millisecond, reports[:0]) {
+			if n, err = s.Hand(0, pos, &f.batch, 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		for len(reports) == 0 || reports[0].Acked <= pos {
+			reports = s.Poll(time.Second, reports[:0])
+		}
+	}
+	pos := uint64(0)
+	send(pos)
+	for b.Loop() {
+		pos++
+		send(pos)
+	}
 }
 
 func BenchmarkHandReference(b *testing.B) {

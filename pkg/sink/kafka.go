@@ -6,12 +6,14 @@ package sink
 #cgo nocallback bk_hand
 #cgo noescape bk_poll
 #cgo nocallback bk_poll
+#cgo nocallback bk_transact
 #include <stdlib.h>
 #include "shim.h"
 */
 import "C"
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -35,6 +37,10 @@ const quiet = C.BK_CONNECTED | C.BK_PROGRESS<<C.BK_BULK
 // letter are not kept waiting for longer.
 const pollSlice = 100 * time.Millisecond
 
+// confirmTimeout bounds how long Options.Confirm may take. A transaction is open
+// meanwhile, and has to end before its own time-out.
+const confirmTimeout = 3 * time.Second
+
 // askTimeout bounds the wait for a broker that is asked how many partitions a
 // topic has.
 const askTimeout = 500 * time.Millisecond
@@ -50,10 +56,16 @@ const askTimeout = 500 * time.Millisecond
 // second producer whose batches hold one record. What is refused there goes to
 // the dead-letter file. A third one takes the topics that were refused or
 // unknown: shim.h says why.
+//
+// With transactions each of the three has an id and transactions of its own, and a
+// goroutine that spends its life in bk_transact. A stream is in one of them at a
+// time.
 type kafkaSink struct {
 	c          *C.bk_sink
 	window     int
 	deadLetter string
+	fencing    bool
+	confirm    func(context.Context) error
 	journal    *journal
 
 	mu     sync.RWMutex // held for reading while c is in use, for writing to free it
@@ -64,18 +76,26 @@ type kafkaSink struct {
 	topics  map[string]uint32
 	names   []string
 
-	pollMu  sync.Mutex // Poll and Close
-	reports []C.bk_report
-	closing atomic.Bool
-	done    chan struct{} // closed by Close: ends a Poll that waits and the goroutines
-	tasks   sync.WaitGroup
+	pollMu     sync.Mutex // Poll and Close
+	reports    []C.bk_report
+	closing    atomic.Bool
+	done       chan struct{}   // closed by Close: ends a Poll that waits and the goroutines
+	confirming context.Context // ends when Close has waited long enough
+	unconfirm  context.CancelFunc
+	tasks      sync.WaitGroup
 
 	taskMu   sync.Mutex
 	probing  bool
 	building [C.BK_LANES]bool
-	failures [C.BK_LANES]int // rebuilds in a row without a record acknowledged
+	failures [C.BK_LANES]int  // rebuilds in a row without a record acknowledged
+	recalled [C.BK_LANES]bool // the next rebuild is for no failure
 	rebuilt  uint64
 }
+
+var (
+	_ Fencer   = (*kafkaSink)(nil)
+	_ Recaller = (*kafkaSink)(nil)
+)
 
 // NewKafka returns the Sink over librdkafka that bmpha uses. It does not wait
 // for a broker. An error is one of the configuration.
@@ -93,6 +113,8 @@ func NewKafka(o Options) (Sink, error) {
 		c:          C.bk_new(C.uint32_t(o.window()), name),
 		window:     o.window(),
 		deadLetter: o.DeadLetter,
+		fencing:    o.TransactionalID != "",
+		confirm:    o.Confirm,
 		journal:    newJournal(&o),
 		topics:     map[string]uint32{},
 		reports:    make([]C.bk_report, reportsPerPoll),
@@ -105,9 +127,21 @@ func NewKafka(o Options) (Sink, error) {
 		C.bk_free(k.c)
 		return nil, errors.New(k.journal.redact(err.Error()))
 	}
+	if k.fencing {
+		id := C.CString(o.TransactionalID)
+		defer C.free(unsafe.Pointer(id))
+		if C.bk_fencing(k.c, id, C.int(max(o.commitInterval()/time.Millisecond, 1))) != 0 {
+			C.bk_free(k.c)
+			return nil, errors.New("no memory for a Kafka producer")
+		}
+	}
 	if _, err := k.build(C.BK_BULK); err != nil {
 		C.bk_free(k.c)
 		return nil, errors.New(k.journal.redact(err.Error()))
+	}
+	k.confirming, k.unconfirm = context.WithCancel(context.Background())
+	if k.fencing {
+		k.tasks.Go(func() { k.transact(C.BK_BULK) })
 	}
 	return k, nil
 }
@@ -141,7 +175,7 @@ func checkWithLibrary(properties map[string]string) error {
 	defer C.bk_free(c)
 	o := Options{Properties: properties}
 	if err := configure(c, properties); err != nil {
-		return errors.New(o.redactor()(err.Error()))
+		return errors.New(o.Redactor()(err.Error()))
 	}
 	return nil
 }
@@ -272,8 +306,21 @@ func (k *kafkaSink) report(r *C.bk_report) Report {
 	if r.err == 0 {
 		return out
 	}
-	why := errors.New("the dead-letter file could not take the record")
-	if r.err != C.BK_DEAD_LETTER {
+	var why error
+	switch r.err {
+	case C.BK_ABORTED:
+		out.Err = ErrAborted
+		return out
+	case C.BK_RECALLED:
+		out.Err = ErrRecalled
+		return out
+	case C.BK_FENCED:
+		out.Err = ErrFenced
+		k.journal.fault(out.Err.Error())
+		return out
+	case C.BK_DEAD_LETTER:
+		why = errors.New("the dead-letter file could not take the record")
+	default:
 		why = errors.New(C.GoString(C.bk_err2str(C.int(r.err))))
 	}
 	if r.again != 0 {
@@ -379,8 +426,23 @@ func (k *kafkaSink) probe() {
 	k.taskMu.Unlock()
 }
 
-// rebuild makes the producer of a lane, for the first time or after a fatal
-// error.
+// Recall is Recaller's.
+func (k *kafkaSink) Recall() {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.closed {
+		return
+	}
+	k.taskMu.Lock() // before a rebuild
+	defer k.taskMu.Unlock()
+	good := C.bk_recall(k.c)
+	for lane := range k.recalled {
+		k.recalled[lane] = k.recalled[lane] || good&(1<<lane) != 0
+	}
+}
+
+// rebuild makes the producer of a lane, for the first time, after a fatal error or
+// a recall.
 func (k *kafkaSink) rebuild(lane C.int) {
 	C.bk_retire(k.c, lane)
 	defer func() {
@@ -395,7 +457,12 @@ func (k *kafkaSink) rebuild(lane C.int) {
 		if k.failures[lane] > 0 {
 			wait = backoff(k.failures[lane] - 1)
 		}
-		k.failures[lane]++
+		if k.recalled[lane] {
+			k.recalled[lane] = false
+			wait = min(wait, backoff(0))
+		} else {
+			k.failures[lane]++
+		}
 		k.taskMu.Unlock()
 		if !k.sleep(wait) {
 			return
@@ -407,9 +474,78 @@ func (k *kafkaSink) rebuild(lane C.int) {
 				k.rebuilt++
 				k.taskMu.Unlock()
 			}
+			if built && k.fencing {
+				k.tasks.Go(func() { k.transact(lane) })
+			}
 			return
 		}
 		k.journal.fault(err.Error())
+	}
+}
+
+// transact does the work of a transactional producer for as long as it lives.
+func (k *kafkaSink) transact(lane C.int) {
+	for C.bk_transact(k.c, lane) == C.BK_CONFIRM {
+		ok := C.int(1)
+		if k.confirm != nil {
+			ctx, cancel := context.WithTimeout(k.confirming, confirmTimeout)
+			if err := k.confirm(ctx); err != nil {
+				ok = 0
+				k.journal.fault(fmt.Sprintf("nothing is committed: %v", err))
+			}
+			cancel()
+		}
+		C.bk_confirm(k.c, lane, ok)
+	}
+}
+
+// Fence is Fencer's. Each producer of the other sink has an id of its own; all are
+// initialised at the same time.
+func (k *kafkaSink) Fence(ctx context.Context, transactionalID string) error {
+	if transactionalID == "" {
+		return errors.New("fence: no transactional id")
+	}
+	errs := make(chan error, C.BK_LANES)
+	for lane := range C.int(C.BK_LANES) {
+		go func() { errs <- k.fence(ctx, transactionalID, lane) }()
+	}
+	var err error
+	for range C.int(C.BK_LANES) {
+		if e := <-errs; e != nil {
+			err = e
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("fence %s: %w", transactionalID, err)
+	}
+	return nil
+}
+
+func (k *kafkaSink) fence(ctx context.Context, transactionalID string, lane C.int) error {
+	id := C.CString(transactionalID)
+	defer C.free(unsafe.Pointer(id))
+	var text [512]C.char
+	k.mu.RLock()
+	if k.closed {
+		k.mu.RUnlock()
+		return ErrClosed
+	}
+	p := C.bk_fence_new(k.c, id, lane, &text[0], C.size_t(len(text)))
+	k.mu.RUnlock()
+	if p == nil {
+		return errors.New(k.journal.redact(C.GoString(&text[0])))
+	}
+	defer C.bk_fence_free(p)
+	for tries := C.int(0); ; {
+		switch C.bk_fence(p, &tries, &text[0], C.size_t(len(text))) {
+		case 0:
+			return nil
+		case -1:
+			return errors.New(k.journal.redact(C.GoString(&text[0])))
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("%w: %s", err, k.journal.redact(C.GoString(&text[0])))
+		}
 	}
 }
 
@@ -460,6 +596,7 @@ func (k *kafkaSink) stats() Stats {
 	s := Stats{
 		Handed: uint64(c.handed), Acked: uint64(c.acked), Failed: uint64(c.failed), Dead: uint64(c.dead),
 		Bytes: uint64(c.bytes), Outstanding: uint64(c.outstanding), Window: uint64(k.window),
+		Fenced: uint64(c.fenced), Unsure: uint64(c.unsure),
 		Connected: c.connected != 0,
 	}
 	s.LastError, s.LastErrorAt = k.journal.last()
@@ -489,6 +626,8 @@ func (k *kafkaSink) Close(d time.Duration) error {
 		rest = k.poll(min(left, pollSlice), rest[:0])
 	}
 	k.mu.RUnlock()
+	C.bk_quit(k.c)
+	k.unconfirm()
 	k.tasks.Wait()
 
 	k.mu.Lock()

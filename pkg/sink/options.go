@@ -21,6 +21,12 @@ import (
 const (
 	DefaultWindow = 5000
 	DefaultLinger = 5 * time.Millisecond
+
+	DefaultCommitInterval = 100 * time.Millisecond
+
+	// DefaultTransactionTimeout is the default of the property
+	// transaction.timeout.ms.
+	DefaultTransactionTimeout = 10 * time.Second
 )
 
 // Options say how to reach Kafka. They are the same for both Kafka sinks.
@@ -49,6 +55,27 @@ type Options struct {
 	// Linger is how long a record may wait for others to share a request with
 	// it; 0 means DefaultLinger, a negative value not to wait.
 	Linger time.Duration
+
+	// TransactionalID makes the sink send in transactions, of producers whose ids
+	// begin with it, so that it can be fenced: the package comment says what that
+	// costs and what consumers and brokers need for it. No other sink may have the
+	// same id, and a collector that starts again has to have the one it had, so
+	// that nobody waits for what it left. Empty means no transactions. NewReference
+	// knows none.
+	TransactionalID string
+
+	// CommitInterval is how long a transaction takes records before it is
+	// committed; it is committed sooner when half of the window is in it. 0 means
+	// DefaultCommitInterval; the least is 1 ms.
+	CommitInterval time.Duration
+
+	// Confirm is asked whether this sink may still send, once after each
+	// initialisation of its ids, before the first commit: who initialises an id
+	// last owns it, also who was just fenced for good reason. While it returns an
+	// error, transactions are aborted, each after a pause of at most a second.
+	// It is called from another goroutine, by no more than three at a time, with a
+	// context that ends after 3 s or with the sink. nil means always.
+	Confirm func(ctx context.Context) error
 
 	// Log takes librdkafka's log lines, at most a few a second. nil discards
 	// them.
@@ -99,7 +126,7 @@ var promised = map[string]only{
 	"queuing.strategy":                      {[]string{"fifo"}, "records of a router would change their order"},
 	"delivery.report.only.error":            {[]string{"false"}, "without reports of success nothing would ever count as arrived"},
 	"enable.gapless.guarantee":              {[]string{"false"}, "one rejected record would stop every router; bmpha keeps the order by itself"},
-	"transactional.id":                      {nil, "records are sent outside of transactions, so a collector of the same id would shut this one out"},
+	"transactional.id":                      {nil, "transactions are bmpha's own, and its id is set where fencing is configured"},
 	"bootstrap.servers":                     {nil, reasonOptions},
 	"metadata.broker.list":                  {nil, reasonOptions},
 	"test.mock.num.brokers":                 {nil, "records would go to a broker that does not exist"},
@@ -163,8 +190,8 @@ func (o *Options) properties() (map[string]string, error) {
 
 	var twice error
 	set := func(name, value string) {
-		if _, ok := o.Properties[name]; ok && twice == nil {
-			twice = fmt.Errorf("property %s is given twice: %s", name, reasonOptions)
+		if twice == nil {
+			twice = o.once(name)
 		}
 		all[name] = value
 	}
@@ -174,17 +201,62 @@ func (o *Options) properties() (map[string]string, error) {
 	if o.window() > 100000 {
 		set("queue.buffering.max.messages", strconv.Itoa(o.window()))
 	}
-	protocol := "plaintext"
+	connection, err := o.Connection()
+	if twice == nil {
+		twice = err
+	}
+	maps.Copy(all, connection)
+	if o.CommitInterval < 0 {
+		return nil, fmt.Errorf("commit interval of %v", o.CommitInterval)
+	}
+	if o.TransactionalID != "" {
+		timeout := DefaultTransactionTimeout
+		if ms, err := strconv.Atoi(all["transaction.timeout.ms"]); err == nil {
+			timeout = time.Duration(ms) * time.Millisecond
+		}
+		if o.commitInterval() > timeout/2 {
+			return nil, fmt.Errorf("commit interval of %v: transaction.timeout.ms has to be at least twice that", o.commitInterval())
+		}
+		all["transaction.timeout.ms"] = strconv.FormatInt(timeout.Milliseconds(), 10)
+	}
+	all["acks"] = "all"
+	all["enable.idempotence"] = "true"
+	all["message.timeout.ms"] = "0"
+	delete(all, "request.required.acks")
+	delete(all, "delivery.timeout.ms")
+	return all, twice
+}
+
+// aliases are other names of what is set from Options. When librdkafka is told both,
+// the one that it is told last counts.
+var aliases = map[string]string{
+	"bootstrap.servers": "metadata.broker.list",
+	"linger.ms":         "queue.buffering.max.ms",
+	"sasl.mechanisms":   "sasl.mechanism",
+}
+
+// once returns an error if what is set from other fields is in Properties as well.
+func (o *Options) once(name string) error {
+	for _, n := range []string{name, aliases[name]} {
+		if _, ok := o.Properties[n]; ok && n != "" {
+			return fmt.Errorf("property %s is given twice: %s", n, reasonOptions)
+		}
+	}
+	return nil
+}
+
+// Connection returns what librdkafka is told of Brokers, TLS and SASL: the properties
+// of any client of the same brokers. Secrets are among them. It is an error if
+// Properties say any of it, too; it names the first in the order of names.
+func (o *Options) Connection() (map[string]string, error) {
+	all := map[string]string{"bootstrap.servers": strings.Join(o.Brokers, ",")}
 	switch {
 	case o.TLS.Enable && o.SASL.Mechanism != "":
-		protocol = "sasl_ssl"
+		all["security.protocol"] = "sasl_ssl"
 	case o.TLS.Enable:
-		protocol = "ssl"
+		all["security.protocol"] = "ssl"
 	case o.SASL.Mechanism != "":
-		protocol = "sasl_plaintext"
-	}
-	if protocol != "plaintext" {
-		set("security.protocol", protocol)
+		all["security.protocol"] = "sasl_plaintext"
 	}
 	if o.TLS.Enable {
 		for name, value := range map[string]string{
@@ -192,25 +264,24 @@ func (o *Options) properties() (map[string]string, error) {
 			"ssl.key.location": o.TLS.KeyFile, "ssl.key.password": o.TLS.KeyPassword,
 		} {
 			if value != "" {
-				set(name, value)
+				all[name] = value
 			}
 		}
 		if o.TLS.SkipVerify {
-			set("enable.ssl.certificate.verification", "false")
+			all["enable.ssl.certificate.verification"] = "false"
 		}
 	}
 	if o.SASL.Mechanism != "" {
-		set("sasl.mechanisms", o.SASL.Mechanism)
-		set("sasl.username", o.SASL.Username)
-		set("sasl.password", o.SASL.Password)
+		all["sasl.mechanisms"] = o.SASL.Mechanism
+		all["sasl.username"] = o.SASL.Username
+		all["sasl.password"] = o.SASL.Password
 	}
-	all["bootstrap.servers"] = strings.Join(o.Brokers, ",")
-	all["acks"] = "all"
-	all["enable.idempotence"] = "true"
-	all["message.timeout.ms"] = "0"
-	delete(all, "request.required.acks")
-	delete(all, "delivery.timeout.ms")
-	return all, twice
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if err := o.once(name); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 func (o *Options) window() int {
@@ -220,8 +291,15 @@ func (o *Options) window() int {
 	return o.Window
 }
 
-// redactor returns a function that takes the secrets of o out of a text.
-func (o *Options) redactor() func(string) string {
+func (o *Options) commitInterval() time.Duration {
+	if o.CommitInterval == 0 {
+		return DefaultCommitInterval
+	}
+	return o.CommitInterval
+}
+
+// Redactor returns a function that takes the secrets of o out of a text.
+func (o *Options) Redactor() func(string) string {
 	secrets := []string{o.TLS.KeyPassword, o.SASL.Password}
 	for name, value := range o.Properties {
 		if strings.Contains(name, "password") || strings.Contains(name, "secret") || strings.HasSuffix(name, ".pem") ||
@@ -252,7 +330,7 @@ type journal struct {
 }
 
 func newJournal(o *Options) *journal {
-	j := &journal{log: o.Log, redact: o.redactor(), limit: rate.NewLimiter(2, 20)}
+	j := &journal{log: o.Log, redact: o.Redactor(), limit: rate.NewLimiter(2, 20)}
 	if j.log == nil {
 		j.log = slog.New(slog.DiscardHandler)
 	}

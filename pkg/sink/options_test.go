@@ -78,6 +78,9 @@ func TestProperties(t *testing.T) {
 		}
 	}
 	for _, o := range []Options{
+		{Brokers: []string{"a:1"}, CommitInterval: -1},
+		{Brokers: []string{"a:1"}, TransactionalID: "x", CommitInterval: 6 * time.Second},
+		{Brokers: []string{"a:1"}, TransactionalID: "x", Properties: map[string]string{"transaction.timeout.ms": "100"}},
 		{},
 		{Brokers: []string{"a"}, Window: -1},
 		{Brokers: []string{"a"}, Linger: time.Second, Properties: map[string]string{"linger.ms": "1"}},
@@ -85,6 +88,36 @@ func TestProperties(t *testing.T) {
 	} {
 		if _, err := o.properties(); err == nil {
 			t.Errorf("%+v is taken", o)
+		}
+	}
+}
+
+// What has a place of its own in Options is not in Properties as well, under none of
+// its names. Of several the error names the same one each time.
+func TestGivenTwice(t *testing.T) {
+	tls, sasl := TLS{Enable: true, CAFile: "/ca"}, SASL{Mechanism: "PLAIN", Username: "u", Password: "s2"}
+	for _, c := range []struct {
+		o          Options
+		properties map[string]string
+		want       string // named in the error; empty: taken
+	}{
+		{Options{Linger: time.Second}, map[string]string{"linger.ms": "1"}, "linger.ms"},
+		{Options{Linger: time.Second}, map[string]string{"queue.buffering.max.ms": "1"}, "queue.buffering.max.ms"},
+		{Options{}, map[string]string{"queue.buffering.max.ms": "1"}, ""},
+		{Options{SASL: sasl}, map[string]string{"sasl.mechanisms": "PLAIN"}, "sasl.mechanisms"},
+		{Options{SASL: sasl}, map[string]string{"sasl.mechanism": "PLAIN"}, "sasl.mechanism"},
+		{Options{TLS: tls}, map[string]string{"sasl.mechanism": "PLAIN"}, ""},
+		{Options{TLS: tls, SASL: sasl}, map[string]string{
+			"sasl.password": "x", "security.protocol": "ssl", "ssl.ca.location": "/x", "sasl.username": "x",
+		}, "sasl.password"},
+		{Options{Linger: time.Second, SASL: sasl}, map[string]string{"linger.ms": "1", "sasl.mechanism": "PLAIN"}, "linger.ms"},
+	} {
+		for range 20 {
+			c.o.Brokers, c.o.Properties = []string{"a:1"}, c.properties
+			switch _, err := c.o.properties(); {
+			case c.want == "" && err != nil, c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), "property "+c.want+" is given twice")):
+				t.Fatalf("%v: %v, want %q", c.properties, err, c.want)
+			}
 		}
 	}
 }

@@ -27,7 +27,7 @@ func readFrom(t *testing.T, topic string, want int, client ...kgo.Opt) map[int32
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
-	c, err := kgo.NewClient(append(client, kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+	c, err := kgo.NewClient(append(client, kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestRouted(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			p.Flush(10000)
+			p.Flush(int(deadline.Milliseconds()))
 			p.Close()
 			return where(60)
 		}
@@ -466,6 +466,7 @@ func TestBrokenMore(t *testing.T) {
 		dead := deadLetterFile(t)
 		s := newSink(t, m, b, Options{DeadLetter: dead})
 		topic := topicOf(t, s, "raw")
+		warm(t, m, s, topic)
 		if err := s.Reset(1, 0); err != nil {
 			t.Fatal(err)
 		}

@@ -42,6 +42,7 @@ type referenceSink struct {
 	dead    []referenceDead
 	stats   Stats
 	probing bool
+	recalls int
 }
 
 // The producers, as in kafkaSink: shim.h says why there are three.
@@ -94,7 +95,9 @@ type referenceLane struct {
 	failures    int // builds in a row without a record acknowledged
 	renew       bool
 	fatal       bool
-	purged      bool
+	recalled    bool      // by Recall, until the next producer is there
+	forgiven    bool      // the next build is for no failure
+	purgeAt     time.Time // when to purge a failed producer again
 	outstanding int
 }
 
@@ -128,6 +131,9 @@ type referenceDead struct {
 // NewReference returns the plain Sink over confluent-kafka-go. It does not wait
 // for a broker. An error is one of the configuration.
 func NewReference(o Options) (Sink, error) {
+	if o.TransactionalID != "" {
+		return nil, errors.New("the reference client knows no fencing")
+	}
 	properties, err := o.properties()
 	if err != nil {
 		return nil, err
@@ -519,7 +525,7 @@ func (s *referenceSink) delivered(m *kafka.Message) {
 	err := m.TopicPartition.Error
 	if err == nil {
 		s.stats.Acked++
-		s.stats.Connected = true
+		s.reached()
 		l.failures = 0
 		st.ack(tag.pos)
 		s.move(st)
@@ -557,6 +563,9 @@ func (s *referenceSink) event(lane int, e kafka.Event) {
 	case *kafka.Message:
 		s.delivered(e)
 	case kafka.Error:
+		if s.lanes[lane].recalled {
+			break // nothing is expected of it
+		}
 		if e.Code() == kafka.ErrAllBrokersDown {
 			s.journal.symptom(e.Error())
 		} else {
@@ -584,21 +593,28 @@ func (s *referenceSink) tend() {
 			l.producer = nil
 			s.stats.Connected = s.stats.Connected && i != bulk
 			s.startBuild(i, old)
-		case l.fatal && !l.purged:
-			l.purged = true
+		case l.fatal && !time.Now().Before(l.purgeAt):
+			pause := time.Second
+			if l.recalled {
+				pause = 100 * time.Millisecond
+			}
+			l.purgeAt = time.Now().Add(pause)
 			_ = l.producer.Purge(kafka.PurgeQueue | kafka.PurgeInFlight | kafka.PurgeNonBlocking)
 		}
 	}
 	if p := s.lanes[bulk].producer; !s.stats.Connected && !s.probing && p != nil && !s.stopped {
 		s.probing = true
-		s.tasks.Go(func() { s.probe(p) })
+		recalls := s.recalls
+		s.tasks.Go(func() { s.probe(p, recalls) })
 	}
 }
 
-func (s *referenceSink) probe(p *kafka.Producer) {
+func (s *referenceSink) probe(p *kafka.Producer, recalls int) {
 	_, err := p.GetMetadata(nil, false, 500)
 	s.mu.Lock()
-	s.stats.Connected = s.stats.Connected || err == nil
+	if err == nil && recalls == s.recalls {
+		s.reached()
+	}
 	s.mu.Unlock()
 	s.sleep(200 * time.Millisecond)
 	s.mu.Lock()
@@ -638,7 +654,12 @@ func (s *referenceSink) startBuild(lane int, old *kafka.Producer) {
 			if l.failures > 0 {
 				wait = backoff(l.failures - 1)
 			}
-			l.failures++
+			if l.forgiven {
+				l.forgiven = false
+				wait = min(wait, backoff(0))
+			} else {
+				l.failures++
+			}
 			s.mu.Unlock()
 			if !s.sleep(wait) {
 				return
@@ -796,6 +817,41 @@ func (s *referenceSink) Reset(stream uint32, pos uint64) error {
 	st.lane = bulk // Hand chooses
 	st.base, st.next, st.done, st.err = pos, pos, map[uint64]struct{}{}, nil
 	return nil
+}
+
+var _ Recaller = (*referenceSink)(nil)
+
+// Recall is Recaller's, but that connections are just closed.
+func (s *referenceSink) Recall() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.Connected = false
+	s.recalls++
+	for _, st := range s.streams {
+		if st.producing > 0 {
+			st.err = ErrRecalled // says more than what was before
+			s.move(st)
+		}
+	}
+	for i := range s.lanes {
+		l := &s.lanes[i]
+		if l.producer == nil {
+			continue
+		}
+		l.forgiven = l.forgiven || !l.fatal
+		l.fatal, l.recalled, l.purgeAt = true, true, time.Time{}
+	}
+	s.wake() // for tend
+}
+
+// reached notes that a broker has answered, as in shim.c. It is called with mu held.
+func (s *referenceSink) reached() {
+	for i := range s.lanes {
+		if s.lanes[i].recalled {
+			return
+		}
+	}
+	s.stats.Connected = true
 }
 
 func (s *referenceSink) Stats() Stats {

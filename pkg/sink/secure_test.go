@@ -61,7 +61,7 @@ func TestSecureConnection(t *testing.T) {
 				d := newDriver(t, s, f)
 				if c.ok {
 					d.finish()
-					if n := b.PartitionInfo("routes", 0).HighWatermark; n != 100 {
+					if n := b.PartitionInfo("routes", 0).HighWatermark; n < 100 || n > 100 && m.name != "fenced" { // which has markers
 						t.Errorf("%d records", n)
 					}
 					return

@@ -1,11 +1,14 @@
 #include "shim.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <time.h>
+#include <unistd.h>
 
 // What we use of librdkafka's public C interface, declared by ourselves. The
 // symbols are weak because this file is compiled (and, by cgo, trial-linked)
@@ -84,6 +87,12 @@ enum {
 	ERR_TOPIC_EXCEPTION = 17,
 	ERR_TOPIC_AUTHORIZATION_FAILED = 29,
 	ERR_UNKNOWN_TOPIC_ID = 100,
+	ERR_STATE = -172,
+	ERR_PURGE_QUEUE = -152,
+	ERR_PURGE_INFLIGHT = -151,
+	ERR_FENCED = -144,
+	ERR_INVALID_PRODUCER_EPOCH = 47,
+	ERR_PRODUCER_FENCED = 90,
 };
 
 #define WEAK extern __attribute__((weak))
@@ -92,6 +101,14 @@ WEAK const char *rd_kafka_err2str(int err);
 WEAK int rd_kafka_last_error(void);
 WEAK int rd_kafka_error_code(const rd_kafka_error_t *error);
 WEAK void rd_kafka_error_destroy(rd_kafka_error_t *error);
+WEAK const char *rd_kafka_error_string(const rd_kafka_error_t *error);
+WEAK int rd_kafka_error_is_fatal(const rd_kafka_error_t *error);
+WEAK int rd_kafka_error_is_retriable(const rd_kafka_error_t *error);
+WEAK int rd_kafka_error_txn_requires_abort(const rd_kafka_error_t *error);
+WEAK rd_kafka_error_t *rd_kafka_init_transactions(rd_kafka_t *rk, int timeout_ms);
+WEAK rd_kafka_error_t *rd_kafka_begin_transaction(rd_kafka_t *rk);
+WEAK rd_kafka_error_t *rd_kafka_commit_transaction(rd_kafka_t *rk, int timeout_ms);
+WEAK rd_kafka_error_t *rd_kafka_abort_transaction(rd_kafka_t *rk, int timeout_ms);
 WEAK rd_kafka_conf_t *rd_kafka_conf_new(void);
 WEAK rd_kafka_conf_t *rd_kafka_conf_dup(const rd_kafka_conf_t *conf);
 WEAK void rd_kafka_conf_destroy(rd_kafka_conf_t *conf);
@@ -100,6 +117,8 @@ WEAK int rd_kafka_conf_get(const rd_kafka_conf_t *conf, const char *name, char *
 WEAK void rd_kafka_conf_set_opaque(rd_kafka_conf_t *conf, void *opaque);
 WEAK void rd_kafka_conf_set_dr_msg_cb(rd_kafka_conf_t *conf, void (*cb)(rd_kafka_t *, const rd_kafka_message_t *, void *));
 WEAK void rd_kafka_conf_set_error_cb(rd_kafka_conf_t *conf, void (*cb)(rd_kafka_t *, int, const char *, void *));
+WEAK void rd_kafka_conf_set_socket_cb(rd_kafka_conf_t *conf, int (*cb)(int, int, int, void *));
+WEAK void rd_kafka_conf_set_closesocket_cb(rd_kafka_conf_t *conf, int (*cb)(int, void *));
 WEAK void rd_kafka_conf_set_log_cb(rd_kafka_conf_t *conf, void (*cb)(const rd_kafka_t *, int, const char *, const char *));
 WEAK rd_kafka_t *rd_kafka_new(int type, rd_kafka_conf_t *conf, char *errstr, size_t size);
 WEAK void rd_kafka_destroy(rd_kafka_t *rk);
@@ -140,19 +159,27 @@ void bk_ring_reset(bk_ring *r, uint64_t pos) {
 	r->base = r->next = pos;
 }
 
-// bk_ring_set marks a position in [base, next) and moves base past everything
-// that is marked.
-void bk_ring_set(bk_ring *r, uint64_t pos) {
+// bk_ring_mark marks a position in [base, next).
+void bk_ring_mark(bk_ring *r, uint64_t pos) {
 	uint64_t i = pos & r->mask;
 	r->bits[i / 64] |= UINT64_C(1) << (i % 64);
+}
+
+// bk_ring_advance moves base past everything that is marked.
+void bk_ring_advance(bk_ring *r) {
 	while (r->base < r->next) {
-		i = r->base & r->mask;
+		uint64_t i = r->base & r->mask;
 		uint64_t bit = UINT64_C(1) << (i % 64);
 		if (!(r->bits[i / 64] & bit))
 			break;
 		r->bits[i / 64] &= ~bit;
 		r->base++;
 	}
+}
+
+void bk_ring_set(bk_ring *r, uint64_t pos) {
+	bk_ring_mark(r, pos);
+	bk_ring_advance(r);
 }
 
 void bk_ring_free(bk_ring *r) {
@@ -177,7 +204,11 @@ uint64_t bk_position(const bk_ring *r, void *opaque) {
 
 // A stream. Its outstanding records are those in a producer and those waiting to
 // be written to the dead-letter file.
-typedef struct {
+//
+// In a transaction a record stays in the count of its producer until the
+// transaction has ended, and its position is only marked in the window: base
+// moves when it is committed.
+typedef struct stream {
 	uint32_t id;
 	int lane;          // where its records go now
 	int moved;         // in the list of streams to report
@@ -190,6 +221,11 @@ typedef struct {
 	int64_t told_at;     // ms; the last refusal of a topic that it was stopped for
 	int64_t *stamps;     // by position in the window, of those that go one by one
 	bk_ring ring;
+	// With transactions:
+	int listed;          // in the list of its lane's transaction
+	struct stream *next_listed;
+	uint32_t told;       // of in_producer, those that librdkafka has reported
+	uint64_t *buried;    // a bit for each position in the window: set aside while it went one by one
 } stream;
 
 typedef struct {
@@ -201,12 +237,37 @@ typedef struct {
 	rd_kafka_topic_t **dying_topics[BK_MAX_TOPICS / 256];
 	int users;         // calls that use rk without the lock
 	int wanted;
-	int fatal;
+	int fatal;         // given up, with all that is in it; read without lock by on_close
+	int recalled;      // by bk_recall, until its connections are closed
+	int retiring;      // bk_retire destroys a producer
+	int *sockets;      // of the producer; under socket_mu
+	uint32_t sockets_n, sockets_cap;
 	int renew;         // has lost count of a topic: to be made anew, once empty
 	int progress;      // something was acknowledged
 	int64_t purge_at;  // ms; when to purge a failed producer again
-	uint32_t in_producer;
+	uint32_t in_producer; // read without lock by on_close
+	// With transactions:
+	int txn;           // TXN_
+	int served;        // bk_transact is at work
+	int handing;       // calls of bk_hand that produce
+	int abort;         // the transaction cannot be committed
+	int unconfirmed;   // since its id was initialised
+	int refusals;      // of a confirmation, one after the other
+	int64_t began, hold_until, stalled_at; // ms
+	uint32_t told;     // of in_producer, those that librdkafka has reported
+	stream *listed;    // those with records in the transaction
 } lane;
+
+// The states of a lane's transaction. bk_hand gives records to an open one only.
+enum { TXN_NONE = 0, TXN_OPEN, TXN_ENDING };
+
+// A transaction that may not be committed is tried again after a pause that grows.
+enum { HOLD_MIN_MS = 100, HOLD_MAX_MS = 1000 };
+
+// What a call into librdkafka may take before it is looked whether it is still
+// wanted; after how long a commit is helped by asking for metadata; and how long
+// the end of a sink may be delayed by an abort.
+enum { SLICE_MS = 100, TXN_SLICE_MS = 500, INIT_MIN_MS = 5, INIT_MAX_MS = 50, STALL_MS = 2000, FAREWELL_MS = 300 };
 
 typedef struct {
 	char *name;
@@ -226,6 +287,10 @@ typedef struct {
 	int refusal;         // why there is no answer, for streams to be told
 	int64_t refused_at;
 } topic;
+
+// How often a producer that is given up is purged: what librdkafka was about to
+// send again is not found by each purge.
+enum { PURGE_PAUSE_MS = 1000, RECALL_PAUSE_MS = 100 };
 
 // A topic that fails is tried again after a pause that grows, until it has not
 // failed for a while.
@@ -257,7 +322,14 @@ struct bk_sink {
 	bk_text *text, **text_tail;
 	uint32_t text_n;
 	bk_stats stats;
+	uint64_t recalls;
+	uint32_t recalling; // lanes that are recalled
+	pthread_mutex_t socket_mu; // nothing else is locked behind it
 	int closed;
+	char *txn_id; // NULL without transactions
+	int64_t commit_ms;
+	uint32_t txn_size; // a transaction of so many records is committed at once
+	int quit;
 };
 
 enum { TEXT_MAX = 200 };
@@ -266,11 +338,14 @@ int bk_linked(void) {
 	return rd_kafka_new && rd_kafka_produce && rd_kafka_produceva && rd_kafka_poll && rd_kafka_purge &&
 	       rd_kafka_fatal_error && rd_kafka_metadata && rd_kafka_metadata_destroy && rd_kafka_conf_new &&
 	       rd_kafka_conf_dup && rd_kafka_conf_set && rd_kafka_conf_set_dr_msg_cb && rd_kafka_conf_set_error_cb &&
-	       rd_kafka_conf_set_log_cb && rd_kafka_conf_set_opaque && rd_kafka_conf_destroy && rd_kafka_destroy &&
+	       rd_kafka_conf_set_log_cb && rd_kafka_conf_set_socket_cb && rd_kafka_conf_set_closesocket_cb && rd_kafka_conf_set_opaque && rd_kafka_conf_destroy && rd_kafka_destroy &&
 	       rd_kafka_opaque && rd_kafka_set_log_queue && rd_kafka_topic_new && rd_kafka_topic_destroy &&
 	       rd_kafka_message_headers && rd_kafka_headers_new &&
 	       rd_kafka_headers_destroy && rd_kafka_header_add && rd_kafka_header_get_all && rd_kafka_conf_get && rd_kafka_last_error && rd_kafka_error_code &&
-	       rd_kafka_error_destroy && rd_kafka_err2str && rd_kafka_version_str;
+	       rd_kafka_error_destroy && rd_kafka_err2str && rd_kafka_version_str && rd_kafka_error_string &&
+	       rd_kafka_error_is_fatal && rd_kafka_error_is_retriable && rd_kafka_error_txn_requires_abort &&
+	       rd_kafka_init_transactions && rd_kafka_begin_transaction && rd_kafka_commit_transaction &&
+	       rd_kafka_abort_transaction;
 }
 
 const char *bk_version(void) { return rd_kafka_version_str(); }
@@ -289,11 +364,25 @@ static stream *find(bk_sink *s, uint32_t id) { return id < s->streams_cap ? s->s
 
 // Everything below up to the next line of dashes is called with the lock held.
 
+// rouse ends a bk_poll that waits: with transactions it does not wait in
+// librdkafka.
+static void rouse(bk_sink *s) {
+	if (s->txn_id)
+		pthread_cond_broadcast(&s->wake);
+}
+
 static void moved(bk_sink *s, stream *st) {
 	if (st->moved)
 		return;
 	st->moved = 1;
 	s->moved[s->moved_n++] = st->id; // as long as the list of streams
+	rouse(s);
+}
+
+// settle moves the position of a stream that has nothing in a transaction.
+static void settle(bk_sink *s, stream *st) {
+	if (!s->txn_id || st->in_producer == 0)
+		bk_ring_advance(&st->ring);
 }
 
 // of_topic tells whether an error is one of the topic, after which librdkafka may
@@ -344,11 +433,28 @@ static void fail(bk_sink *s, stream *st, int err, uint64_t pos, uint32_t topic) 
 	stop(s, st, err, pos, topic);
 }
 
+static void condemn(lane *l) { __atomic_store_n(&l->fatal, 1, __ATOMIC_RELAXED); }
+
+// reached notes that a broker has answered. While a recall is not over that says
+// nothing: it may have been before, and connections of before may still deliver.
+static void reached(bk_sink *s) {
+	if (!s->recalling)
+		s->stats.connected = 1;
+}
+
+// enter takes n records of a stream into the count of its producer.
+static void enter(bk_sink *s, stream *st, uint32_t n) {
+	lane *l = &s->lanes[st->lane];
+	st->in_producer += n;
+	__atomic_store_n(&l->in_producer, l->in_producer + n, __ATOMIC_RELAXED);
+	s->stats.outstanding += n;
+}
+
 // leave takes n records of a stream out of the count of its producer.
 static void leave(bk_sink *s, stream *st, uint32_t n) {
 	lane *l = &s->lanes[st->lane];
 	st->in_producer -= n;
-	l->in_producer -= n;
+	__atomic_store_n(&l->in_producer, l->in_producer - n, __ATOMIC_RELAXED);
 	s->stats.outstanding -= n;
 }
 
@@ -357,6 +463,7 @@ static void bury(bk_sink *s, stream *st, bk_dead *d) {
 	s->stats.outstanding++;
 	*s->dead_tail = d;
 	s->dead_tail = &d->next;
+	rouse(s);
 }
 
 static void want(bk_sink *s, lane *l, topic *t, int64_t now) {
@@ -365,6 +472,7 @@ static void want(bk_sink *s, lane *l, topic *t, int64_t now) {
 	__atomic_store_n(&t->ask, 1, __ATOMIC_RELAXED);
 	t->ask_lane = l->index;
 	s->asks++;
+	rouse(s);
 }
 
 // missing is what becomes of a record whose partition is not known: it goes later
@@ -428,6 +536,28 @@ static void say(bk_sink *s, int level, int err, const char *fac, const char *tex
 	*s->text_tail = t;
 	s->text_tail = &t->next;
 	s->text_n++;
+	rouse(s);
+}
+
+// blame finds the topic that librdkafka could not add to a transaction: it tells
+// so only in its log, and reports all records of the transaction as purged.
+static void blame(bk_sink *s, lane *l, const char *fac, const char *text) {
+	static const int errs[] = {ERR_TOPIC_AUTHORIZATION_FAILED, ERR_UNKNOWN_TOPIC_OR_PART, ERR_TOPIC_EXCEPTION, ERR_UNKNOWN_TOPIC_ID};
+	static const char before[] = "Failed to add partition \"";
+	const char *name = strcmp(fac, "ADDPARTS") == 0 ? strstr(text, before) : NULL;
+	if (!name)
+		return;
+	name += sizeof before - 1;
+	size_t len = strcspn(name, "\"");
+	for (size_t i = 0; i < sizeof errs / sizeof *errs; i++) {
+		if (!strstr(name + len, rd_kafka_err2str(errs[i])))
+			continue;
+		for (uint32_t t = 0; t < s->topics_n; t++)
+			if (strlen(s->topics[t].name) == len && memcmp(s->topics[t].name, name, len) == 0)
+				fail_topic(l, &s->topics[t], errs[i]);
+		l->abort = 1;
+		say(s, 3, errs[i], "", text);
+	}
 }
 
 // ---------------------------------------------------------------------------
@@ -561,10 +691,22 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 	lock(s);
 	stream *st = find(s, bk_opaque_stream(m->opaque));
 	uint64_t pos = bk_position(&st->ring, m->opaque);
-	leave(s, st, 1);
+	if (s->txn_id) {
+		st->told++;
+		l->told++;
+		l->abort |= m->err != 0;
+	} else {
+		leave(s, st, 1);
+	}
+	if (!m->err && s->txn_id) {
+		s->stats.connected = 1;
+		bk_ring_mark(&st->ring, pos);
+		unlock(s);
+		return;
+	}
 	if (!m->err) {
 		s->stats.acked++;
-		s->stats.connected = 1;
+		reached(s);
 		l->progress = 1;
 		bk_ring_set(&st->ring, pos);
 		moved(s, st);
@@ -577,7 +719,7 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 		const void *header = NULL;
 		uint8_t *more = NULL;
 		bk_dead about = {
-			.stream = st->id, .topic = topic_of(s, l, m->rkt), .pos = pos, .err = m->err,
+			.stream = st->id, .topic = topic_of(s, l, m->rkt), .pos = pos, .err = m->err, .told = s->txn_id != NULL,
 			.has_key = m->key != NULL, .has_value = m->payload != NULL, .key_len = m->key ? m->key_len : 0,
 			.value_len = m->payload ? m->len : 0, .partition = m->partition,
 			.timestamp = bk_opaque_stamped(m->opaque) && st->stamps ? st->stamps[pos & st->ring.mask] : 0,
@@ -589,8 +731,10 @@ static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaqu
 	}
 	if (d) {
 		bury(s, st, d);
+	} else if (s->txn_id && (m->err == ERR_PURGE_QUEUE || m->err == ERR_PURGE_INFLIGHT)) {
+		; // another record's fault
 	} else {
-		s->stats.failed++;
+		s->stats.failed += !s->txn_id; // counted when it has ended
 		if (l->index != BK_SINGLE && (refused_record(m) || m->err == ERR_INVALID_DIFFERENT_RECORD) &&
 		    pos >= st->single_end)
 			st->single_end = pos + 1;
@@ -608,14 +752,72 @@ static void on_error(rd_kafka_t *rk, int err, const char *reason, void *opaque) 
 		err = rd_kafka_fatal_error(rk, fatal, sizeof fatal);
 		reason = fatal;
 		lock(s);
-		l->fatal = 1;
+		condemn(l);
 	} else {
 		lock(s);
 		if (err == ERR_ALL_BROKERS_DOWN)
 			s->stats.connected = 0;
 	}
-	say(s, 3, err, "", reason);
+	if (!l->recalled) // of which nothing is expected
+		say(s, 3, err, "", reason);
 	unlock(s);
+}
+
+// A connection on which there may be records without an acknowledgement is reset
+// when it is closed, so that the kernel does not go on to deliver them: they are given
+// up, or go again on another one. A recall does not wait for that, because librdkafka
+// may take a second to close. on_socket and on_close run on threads of librdkafka's.
+
+static int on_socket(int domain, int type, int protocol, void *opaque) {
+	lane *l = opaque;
+#ifdef SOCK_CLOEXEC
+	int fd = socket(domain, type | SOCK_CLOEXEC, protocol);
+#else
+	int fd = socket(domain, type, protocol);
+	if (fd >= 0)
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
+#endif
+	if (fd < 0)
+		return fd;
+	pthread_mutex_lock(&l->sink->socket_mu);
+	if (l->sockets_n == l->sockets_cap) {
+		uint32_t cap = l->sockets_cap ? 2 * l->sockets_cap : 8;
+		int *sockets = realloc(l->sockets, cap * sizeof *sockets);
+		if (sockets) {
+			l->sockets = sockets;
+			l->sockets_cap = cap;
+		}
+	}
+	if (l->sockets_n < l->sockets_cap)
+		l->sockets[l->sockets_n++] = fd; // else it is reset when it is closed
+	pthread_mutex_unlock(&l->sink->socket_mu);
+	return fd;
+}
+
+static int on_close(int fd, void *opaque) {
+	lane *l = opaque;
+	pthread_mutex_lock(&l->sink->socket_mu);
+	for (uint32_t i = 0; i < l->sockets_n; i++)
+		if (l->sockets[i] == fd) {
+			l->sockets[i] = l->sockets[--l->sockets_n];
+			break;
+		}
+	pthread_mutex_unlock(&l->sink->socket_mu);
+	if (__atomic_load_n(&l->fatal, __ATOMIC_RELAXED) || __atomic_load_n(&l->in_producer, __ATOMIC_RELAXED)) {
+		struct linger none = {.l_onoff = 1};
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+	}
+	return close(fd);
+}
+
+// sever resets the connections of a lane. librdkafka finds that they have ended, and
+// closes them. Where the kernel cannot do it, they are reset then.
+static void sever(lane *l) {
+	struct sockaddr none = {.sa_family = AF_UNSPEC};
+	pthread_mutex_lock(&l->sink->socket_mu);
+	for (uint32_t i = 0; i < l->sockets_n; i++)
+		(void)!connect(l->sockets[i], &none, sizeof none);
+	pthread_mutex_unlock(&l->sink->socket_mu);
 }
 
 // on_log runs on the thread that polls, because of log.queue.
@@ -624,7 +826,10 @@ static void on_log(const rd_kafka_t *rk, int level, const char *fac, const char 
 	if (!l)
 		return;
 	lock(l->sink);
-	say(l->sink, level, 0, *fac ? fac : "-", buf);
+	if (!l->recalled)
+		say(l->sink, level, 0, *fac ? fac : "-", buf);
+	if (l->sink->txn_id)
+		blame(l->sink, l, fac, buf);
 	unlock(l->sink);
 }
 
@@ -633,6 +838,7 @@ bk_sink *bk_new(uint32_t window, const char *header_name) {
 	if (!s)
 		return NULL;
 	pthread_mutex_init(&s->mu, NULL);
+	pthread_mutex_init(&s->socket_mu, NULL);
 	pthread_condattr_t attr;
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -670,6 +876,21 @@ static int new_topic(lane *l, rd_kafka_t *rk, uint32_t handle) {
 	return (*chunk)[handle % 256] ? 0 : -1;
 }
 
+// set_id sets the transactional id of a lane.
+static int set_id(rd_kafka_conf_t *conf, const char *id, int index, char *errstr, size_t size) {
+	static const char *const suffix[BK_LANES] = {"", "+single", "+apart"};
+	char name[1024];
+	snprintf(name, sizeof name, "%s%s", id, suffix[index]);
+	return rd_kafka_conf_set(conf, "transactional.id", name, errstr, size);
+}
+
+int bk_fencing(bk_sink *s, const char *id, int commit_ms) {
+	s->txn_id = strdup(id);
+	s->commit_ms = commit_ms;
+	s->txn_size = s->share;
+	return s->txn_id ? 0 : -1;
+}
+
 int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	lane *l = &s->lanes[index];
 	char refresh[32] = "";
@@ -686,7 +907,11 @@ int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
 	rd_kafka_conf_set_error_cb(conf, on_error);
 	rd_kafka_conf_set_log_cb(conf, on_log);
-	if (rd_kafka_conf_set(conf, "log.queue", "true", errstr, size) ||
+	if (!s->txn_id) { // with which brokers refuse what is late
+		rd_kafka_conf_set_socket_cb(conf, on_socket);
+		rd_kafka_conf_set_closesocket_cb(conf, on_close);
+	}
+	if (rd_kafka_conf_set(conf, "log.queue", "true", errstr, size) || (s->txn_id && set_id(conf, s->txn_id, index, errstr, size)) ||
 	    (index == BK_SINGLE && rd_kafka_conf_set(conf, "batch.num.messages", "1", errstr, size))) {
 		rd_kafka_conf_destroy(conf);
 		return -1;
@@ -703,8 +928,12 @@ int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	if (index == BK_BULK)
 		for (uint32_t i = 0; i < s->topics_n; i++)
 			__atomic_store_n(&s->topics[i].apart, 0, __ATOMIC_RELAXED);
-	l->fatal = l->renew = l->progress = l->wanted = 0;
-	l->purge_at = 0;
+	__atomic_store_n(&l->fatal, 0, __ATOMIC_RELAXED);
+	l->renew = l->progress = l->wanted = 0;
+	l->purge_at = l->stalled_at = 0;
+	l->txn = TXN_NONE;
+	l->abort = 0;
+	l->unconfirmed = 1;
 	l->rk = rk;
 	pthread_cond_broadcast(&s->wake);
 	unlock(s);
@@ -730,9 +959,16 @@ void bk_retire(bk_sink *s, int index) {
 	lock(s);
 	rd_kafka_t *rk = l->dying;
 	l->dying = NULL;
+	l->retiring = rk != NULL;
 	unlock(s);
-	if (rk)
-		destroy(rk, l->dying_topics);
+	if (!rk)
+		return;
+	destroy(rk, l->dying_topics);
+	lock(s);
+	l->retiring = 0;
+	s->recalling -= l->recalled;
+	l->recalled = 0;
+	unlock(s);
 }
 
 int64_t bk_topic(bk_sink *s, const char *name) {
@@ -836,6 +1072,21 @@ static int produce(bk_sink *s, lane *l, rd_kafka_topic_t *rkt, const uint8_t *da
 
 static int inside(uint32_t off, uint32_t n, uint64_t len) { return (uint64_t)off + n <= len; }
 
+// was_buried counts a record as arrived that was set aside when it went through
+// this producer in a transaction that was aborted then, for that record.
+static int was_buried(bk_sink *s, stream *st, uint64_t pos) {
+	uint64_t i = pos & st->ring.mask;
+	if (!(st->buried[i / 64] >> (i % 64) & 1))
+		return 0;
+	lock(s);
+	bk_ring_mark(&st->ring, pos);
+	leave(s, st, 1);
+	unlock(s);
+	return 1;
+}
+
+static void tend(bk_sink *s, lane *l);
+
 bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint64_t len, const void *records, uint32_t n) {
 	const uint8_t *data = bytes;
 	const bk_rec *recs = records;
@@ -849,6 +1100,10 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 	const topic *t = n && recs[0].topic < s->topics_n ? &s->topics[recs[0].topic] : NULL;
 	int to = pos < st->single_end ? BK_SINGLE : st->lane == BK_APART || (t && t->apart) ? BK_APART : BK_BULK;
 	if (to != st->lane && st->in_producer + st->dead == 0) {
+		if (to != BK_SINGLE) {
+			free(st->buried);
+			st->buried = NULL;
+		}
 		st->lane = to;
 		s->lanes[to].wanted |= !s->lanes[to].rk && !s->lanes[to].dying;
 	}
@@ -863,6 +1118,8 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 	uint64_t span = st->ring.mask + 1 - (st->ring.next - st->ring.base);
 	if (s->stats.outstanding >= s->window || own >= s->share || !l->rk || l->fatal || l->renew)
 		n = 0;
+	if (s->txn_id && (l->txn != TXN_OPEN || l->abort || (l->hold_until && now_ms() < l->hold_until)))
+		n = 0;
 	n = room < n ? (uint32_t)room : n;
 	n = s->share - own < n ? (uint32_t)(s->share - own) : n;
 	n = span < n ? (uint32_t)span : n;
@@ -870,11 +1127,12 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 		unlock(s);
 		return (bk_handed){0, BK_OK};
 	}
+	if (l->in_producer == 0 && s->txn_id)
+		l->began = now_ms();
+	l->handing++;
 	// Reserve, so that what is acknowledged before we are back is accounted for.
 	st->ring.next += n;
-	st->in_producer += n;
-	l->in_producer += n;
-	s->stats.outstanding += n;
+	enter(s, st, n);
 	l->users++;
 	unlock(s);
 
@@ -903,6 +1161,8 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 		}
 		if (st->lane == BK_BULK && __atomic_load_n(&s->topics[r->topic].apart, __ATOMIC_RELAXED))
 			break; // later, through another producer
+		if (st->buried && was_buried(s, st, pos + i))
+			continue;
 		topic *rt = &s->topics[r->topic];
 		int32_t partition = PARTITION_UA;
 		int placed = r->flags & (BK_ROUTED | BK_PARTITION), hopeless = 0;
@@ -929,7 +1189,7 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 			handed_bytes += (uint64_t)r->key_len + r->header_len + r->value_len + r->more_len;
 			continue;
 		}
-		if (err == ERR_QUEUE_FULL || err == ERR_FATAL)
+		if (err == ERR_QUEUE_FULL || err == ERR_FATAL || (s->txn_id && err == ERR_STATE))
 			break; // no fault of the record: later
 		if (placed && !untold && err == ERR_UNKNOWN_PARTITION) {
 			__atomic_store_n(&rt->partitions, 0, __ATOMIC_RELAXED);
@@ -972,13 +1232,29 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 	else if (failure)
 		fail(s, st, failure, pos + i, recs[i].topic);
 	if (err == ERR_FATAL)
-		l->fatal = 1;
+		condemn(l);
 	if (st->err)
 		moved(s, st); // its outstanding count has changed
 	s->stats.handed += i;
 	s->stats.bytes += handed_bytes;
+	l->handing--;
+	if (s->txn_id) {
+		if (st->in_producer && !st->listed) {
+			st->listed = 1;
+			st->next_listed = l->listed;
+			l->listed = st;
+		}
+		if (!st->in_producer && st->buried) {
+			settle(s, st);
+			moved(s, st);
+		}
+		if (l->handing == 0 && l->txn == TXN_ENDING)
+			pthread_cond_broadcast(&s->wake);
+	}
 	if (--l->users == 0)
 		pthread_cond_broadcast(&s->wake);
+	if (l->recalled)
+		tend(s, l); // it may have been kept waiting
 	unlock(s);
 	return (bk_handed){i, i ? BK_OK : outcome};
 }
@@ -988,12 +1264,13 @@ bk_handed bk_hand(bk_sink *s, uint32_t id, uint64_t pos, const void *bytes, uint
 //
 // There is no purge when just a stream fails, although what is queued behind the
 // failure will arrive twice: librdkafka purges later and by itself, and would
-// take along what good streams are given meanwhile.
+// take along what good streams are given meanwhile. Nor is there one while bk_hand
+// produces: what it adds behind the purge would go out without those before.
 static void tend(bk_sink *s, lane *l) {
-	if (!l->rk || !(l->fatal || l->renew))
+	if (!l->rk || l->served || !(l->fatal || l->renew))
 		return;
-	if (l->fatal && l->in_producer && now_ms() >= l->purge_at) {
-		l->purge_at = now_ms() + 1000;
+	if (l->fatal && l->in_producer && !l->handing && now_ms() >= l->purge_at) {
+		l->purge_at = now_ms() + (l->recalled ? RECALL_PAUSE_MS : PURGE_PAUSE_MS);
 		rd_kafka_purge(l->rk, PURGE_QUEUE | PURGE_INFLIGHT | PURGE_NON_BLOCKING);
 	}
 	if (!l->in_producer && !l->users) {
@@ -1010,10 +1287,10 @@ static void tend(bk_sink *s, lane *l) {
 bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 	rd_kafka_t *rk[BK_LANES];
 	lock(s);
-	if (s->moved_n || s->dead || (s->asks && !s->asking))
+	if (s->moved_n || s->dead || (s->asks && !s->asking) || (s->txn_id && s->text))
 		ms = 0;
 	for (int i = 0; i < BK_LANES; i++) {
-		rk[i] = s->lanes[i].rk;
+		rk[i] = s->txn_id ? NULL : s->lanes[i].rk; // bk_transact polls
 		s->lanes[i].users += rk[i] != NULL;
 	}
 	int producers = 0, others_busy = 0;
@@ -1070,6 +1347,281 @@ bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap) {
 	return p;
 }
 
+// Transactions. All of a lane's go through one call of bk_transact, which also
+// serves the lane's callbacks, so that bk_poll need not. Nothing is given to
+// librdkafka while a transaction ends: bk_hand takes nothing for that moment, and
+// the caller keeps the records.
+
+// txn_end takes all records of a lane's transaction out of the producer, as
+// committed (err 0) or as failed. It is called with the lock held, once librdkafka
+// has reported each of them.
+static void txn_end(bk_sink *s, lane *l, int err) {
+	while (l->listed) {
+		stream *st = l->listed;
+		l->listed = st->next_listed;
+		st->listed = 0;
+		if (err) {
+			s->stats.failed += st->told;
+			if (err == BK_FENCED)
+				st->err = 0; // it says more than what the records were told
+			stop(s, st, err, st->ring.base, 0);
+			// Before a record that is still to be set aside moves base.
+			memset(st->ring.bits, 0, (st->ring.mask + 1) / 8);
+		} else {
+			s->stats.acked += st->told;
+			bk_ring_advance(&st->ring);
+		}
+		leave(s, st, st->told);
+		st->told = 0;
+		moved(s, st);
+	}
+	l->told = 0;
+	l->abort = 0;
+	l->stalled_at = 0;
+}
+
+// over ends bk_transact. It is called with the lock held.
+static int over(bk_sink *s, lane *l) {
+	l->served = 0;
+	l->txn = TXN_NONE;
+	l->users--;
+	pthread_cond_broadcast(&s->wake);
+	unlock(s);
+	return BK_OVER;
+}
+
+enum { DONE, AGAIN, ABORT, LOST };
+
+// outcome tells what is to be done after a call of librdkafka's for transactions,
+// whose error it frees.
+static int outcome(bk_sink *s, lane *l, rd_kafka_error_t *e) {
+	if (!e)
+		return DONE;
+	int what = rd_kafka_error_is_fatal(e)             ? LOST
+	           : rd_kafka_error_txn_requires_abort(e) ? ABORT
+	           : rd_kafka_error_is_retriable(e)       ? AGAIN
+	                                                  : LOST;
+	lock(s);
+	if (what != AGAIN)
+		say(s, 3, rd_kafka_error_code(e), "", rd_kafka_error_string(e));
+	if (what == ABORT)
+		l->abort = 1;
+	if (what == LOST)
+		condemn(l);
+	unlock(s);
+	rd_kafka_error_destroy(e);
+	return what;
+}
+
+// ask_metadata returns whether a broker answered. It is also how librdkafka learns
+// that a topic of a transaction is gone.
+static int ask_metadata(rd_kafka_t *rk, int ms) {
+	const struct rd_kafka_metadata *md = NULL;
+	if (rd_kafka_metadata(rk, 0, NULL, &md, ms))
+		return 0;
+	rd_kafka_metadata_destroy(md);
+	return 1;
+}
+
+// try_init initialises a transactional id, whose earlier owner is refused from
+// then on. A broker is waited for first, for at most SLICE_MS each: librdkafka asks
+// for the coordinator only every half second if none is connected, and the first
+// answer is from a bootstrap connection, which it closes then. While the broker
+// aborts the transaction of the earlier owner, it is to be asked again; by itself
+// librdkafka does so every half second, and at once when it is called again. It
+// keeps to one request at a time. tries is 0 before the first call.
+static rd_kafka_error_t *try_init(rd_kafka_t *rk, int *tries, int *answered) {
+	for (*answered = 1; *answered && *tries < 2; *tries += *answered)
+		*answered = ask_metadata(rk, SLICE_MS);
+	if (!*answered)
+		return NULL;
+	int ms = INIT_MIN_MS << (*tries - 2);
+	*tries += ms < INIT_MAX_MS;
+	return rd_kafka_init_transactions(rk, ms < INIT_MAX_MS ? ms : INIT_MAX_MS);
+}
+
+// txn_init initialises the id and begins the first transaction.
+static void txn_init(bk_sink *s, lane *l, rd_kafka_t *rk, int *tries) {
+	int answered;
+	rd_kafka_poll(rk, 0);
+	rd_kafka_error_t *e = try_init(rk, tries, &answered);
+	if (!answered || outcome(s, l, e) != DONE || outcome(s, l, rd_kafka_begin_transaction(rk)) != DONE)
+		return;
+	lock(s);
+	l->txn = TXN_OPEN;
+	s->stats.connected = 1;
+	rouse(s);
+	unlock(s);
+}
+
+// txn_close commits or aborts, and begins the next transaction. It returns how far
+// it came: once begun, a commit has to be asked for again until it is done, or to
+// be aborted, or lost.
+static int txn_close(bk_sink *s, lane *l, rd_kafka_t *rk, int abort) {
+	int what;
+	if (!abort) {
+		what = outcome(s, l, rd_kafka_commit_transaction(rk, SLICE_MS));
+		if (what == AGAIN) {
+			int64_t now = now_ms();
+			if (!l->stalled_at) {
+				l->stalled_at = now;
+			} else if (now - l->stalled_at >= STALL_MS) {
+				l->stalled_at = now;
+				ask_metadata(rk, SLICE_MS);
+			}
+		}
+	} else {
+		what = outcome(s, l, rd_kafka_abort_transaction(rk, TXN_SLICE_MS));
+	}
+	if (what != DONE)
+		return what;
+	for (lock(s); l->told < l->in_producer && !s->quit; lock(s)) {
+		unlock(s); // librdkafka waits for that too
+		rd_kafka_poll(rk, SLICE_MS);
+	}
+	unlock(s);
+	int begun = outcome(s, l, rd_kafka_begin_transaction(rk)) == DONE;
+	lock(s);
+	txn_end(s, l, abort ? BK_ABORTED : 0);
+	l->progress |= !abort;
+	if (begun)
+		l->txn = TXN_OPEN;
+	rouse(s);
+	unlock(s);
+	return DONE;
+}
+
+// txn_lost ends the transaction of a producer that has failed for good.
+static int txn_lost(bk_sink *s, lane *l, rd_kafka_t *rk, int committing) {
+	char why[512];
+	int err = rd_kafka_fatal_error(rk, why, sizeof why);
+	lock(s);
+	for (int64_t purge_at = 0; l->told < l->in_producer && !s->quit; lock(s)) {
+		unlock(s);
+		if (now_ms() >= purge_at) {
+			purge_at = now_ms() + 1000;
+			rd_kafka_purge(rk, PURGE_QUEUE | PURGE_INFLIGHT | PURGE_NON_BLOCKING);
+		}
+		rd_kafka_poll(rk, SLICE_MS);
+	}
+	int fenced = err == ERR_FENCED || err == ERR_INVALID_PRODUCER_EPOCH || err == ERR_PRODUCER_FENCED;
+	s->stats.fenced += fenced;
+	if (committing)
+		s->stats.unsure += l->told;
+	txn_end(s, l, fenced ? BK_FENCED : BK_ABORTED);
+	return over(s, l);
+}
+
+int bk_transact(bk_sink *s, int index) {
+	lane *l = &s->lanes[index];
+	lock(s);
+	rd_kafka_t *rk = l->rk;
+	if (!rk) {
+		unlock(s);
+		return BK_OVER;
+	}
+	if (!l->served) {
+		l->served = 1;
+		l->users++;
+	}
+	int committing = 0; // a commit has begun
+	int tries = 0;
+	for (;; lock(s)) {
+		if (s->quit) {
+			int open = l->in_producer && l->txn != TXN_NONE && !l->fatal && s->stats.connected;
+			l->txn = TXN_ENDING;
+			while (l->handing)
+				pthread_cond_wait(&s->wake, &s->mu);
+			unlock(s);
+			if (open)
+				outcome(s, l, rd_kafka_abort_transaction(rk, FAREWELL_MS));
+			lock(s);
+			return over(s, l);
+		}
+		if (l->fatal) {
+			l->txn = TXN_ENDING;
+			while (l->handing)
+				pthread_cond_wait(&s->wake, &s->mu);
+			unlock(s);
+			return txn_lost(s, l, rk, committing);
+		}
+		if (l->txn == TXN_NONE) {
+			unlock(s);
+			txn_init(s, l, rk, &tries);
+			continue;
+		}
+		if (l->txn == TXN_OPEN) {
+			if (l->renew && !l->in_producer && !l->handing)
+				return over(s, l);
+			if (l->in_producer && l->unconfirmed && !l->abort) {
+				unlock(s);
+				return BK_CONFIRM;
+			}
+			int64_t left = l->in_producer ? l->began + s->commit_ms - now_ms() : SLICE_MS;
+			if (!l->abort && left > 0 && !(l->in_producer && (s->closed || l->in_producer >= s->txn_size))) {
+				unlock(s);
+				rd_kafka_poll(rk, left < SLICE_MS ? (int)left : SLICE_MS);
+				continue;
+			}
+			l->txn = TXN_ENDING;
+			while (l->handing)
+				pthread_cond_wait(&s->wake, &s->mu);
+		}
+		committing |= !l->abort;
+		unlock(s);
+		int what = txn_close(s, l, rk, !committing);
+		if (what == DONE || what == ABORT)
+			committing = 0;
+	}
+}
+
+void bk_confirm(bk_sink *s, int index, int ok) {
+	lane *l = &s->lanes[index];
+	lock(s);
+	if (ok) {
+		l->unconfirmed = l->refusals = 0;
+		l->hold_until = 0;
+	} else {
+		int64_t wait = HOLD_MIN_MS << (l->refusals < 10 ? l->refusals : 10);
+		l->refusals++;
+		l->hold_until = now_ms() + (wait < HOLD_MAX_MS ? wait : HOLD_MAX_MS);
+		l->abort = 1;
+	}
+	unlock(s);
+}
+
+void *bk_fence_new(bk_sink *s, const char *id, int index, char *errstr, size_t size) {
+	rd_kafka_conf_t *conf = rd_kafka_conf_dup(s->conf);
+	rd_kafka_conf_set_log_cb(conf, on_log); // which has no lane to tell
+	rd_kafka_t *rk = NULL;
+	// It lives for a moment: it connects to all brokers at once, instead of 50 ms
+	// later to one of them, and has nothing to tell about itself.
+	if (set_id(conf, id, index, errstr, size) == 0 &&
+	    rd_kafka_conf_set(conf, "enable.sparse.connections", "false", errstr, size) == 0 &&
+	    rd_kafka_conf_set(conf, "enable.metrics.push", "false", errstr, size) == 0)
+		rk = rd_kafka_new(PRODUCER, conf, errstr, size);
+	if (!rk)
+		rd_kafka_conf_destroy(conf);
+	return rk;
+}
+
+int bk_fence(void *producer, int *tries, char *errstr, size_t size) {
+	int answered;
+	rd_kafka_error_t *e = try_init(producer, tries, &answered);
+	if (!answered) {
+		snprintf(errstr, size, "no broker answers");
+		return 1;
+	}
+	if (!e)
+		return 0;
+	int again = rd_kafka_error_is_retriable(e) && !rd_kafka_error_is_fatal(e);
+	snprintf(errstr, size, "%s", rd_kafka_error_string(e));
+	rd_kafka_error_destroy(e);
+	return again ? 1 : -1;
+}
+
+void bk_fence_free(void *producer) { rd_kafka_destroy(producer); }
+
 static int grow(bk_sink *s, uint32_t id) {
 	uint32_t cap = s->streams_cap ? s->streams_cap : 64;
 	while (cap <= id)
@@ -1110,8 +1662,11 @@ static int reset(bk_sink *s, uint32_t id, uint64_t pos) {
 	if (st->in_producer + st->dead)
 		return BK_BUSY;
 	// Only a restart where the stream stopped concerns the same records.
-	if (pos != st->ring.base || pos >= st->single_end)
+	if (pos != st->ring.base || pos >= st->single_end) {
 		st->single_end = 0;
+		free(st->buried);
+		st->buried = NULL;
+	}
 	st->lane = BK_BULK; // bk_hand chooses
 	st->err = 0;
 	bk_ring_reset(&st->ring, pos);
@@ -1123,6 +1678,58 @@ int bk_reset(bk_sink *s, uint32_t id, uint64_t pos) {
 	int err = reset(s, id, pos);
 	unlock(s);
 	return err;
+}
+
+// remember_buried keeps the position of a record that was set aside, so that it is
+// not sent again after the transaction was aborted because of it: else two of them
+// in a stream, the first behind others, would come for ever.
+static void remember_buried(stream *st, uint64_t pos) {
+	if (!st->buried)
+		st->buried = calloc((st->ring.mask + 1) / 64, sizeof *st->buried);
+	uint64_t i = pos & st->ring.mask;
+	if (st->buried)
+		st->buried[i / 64] |= UINT64_C(1) << (i % 64);
+}
+
+// The purge is begun here, or by the last bk_hand at work, and its reports wake a
+// bk_poll that waits. Each stream with records in a producer fails before, so that
+// bk_hand stops at its next record; what it has reserved is counted in already.
+uint32_t bk_recall(bk_sink *s) {
+	uint32_t good = 0;
+	lock(s);
+	if (s->txn_id) {
+		unlock(s);
+		return 0;
+	}
+	s->stats.connected = 0;
+	s->recalls++;
+	for (uint32_t i = 0; i < s->streams_cap; i++) {
+		stream *st = s->streams[i];
+		if (!st || !st->in_producer)
+			continue;
+		st->err_pos = st->ring.base;
+		__atomic_store_n(&st->err, BK_RECALLED, __ATOMIC_RELAXED); // says more than what was before
+		moved(s, st);
+	}
+	for (int i = 0; i < BK_LANES; i++) {
+		lane *l = &s->lanes[i];
+		if (!l->recalled && (l->rk || l->dying || l->retiring)) {
+			l->recalled = 1;
+			s->recalling++;
+		}
+		int on_its_way = l->fatal || l->in_producer;
+		if (l->rk) {
+			good |= (uint32_t)!l->fatal << i;
+			condemn(l);
+			l->purge_at = 0;
+			tend(s, l); // before librdkafka may try another connection
+		}
+		if (on_its_way)
+			sever(l);
+	}
+	pthread_cond_broadcast(&s->wake);
+	unlock(s);
+	return good;
 }
 
 bk_dead *bk_take_dead(bk_sink *s) {
@@ -1141,9 +1748,12 @@ void bk_dead_done(bk_sink *s, bk_dead *d, int ok) {
 	s->stats.outstanding--;
 	if (ok) {
 		s->stats.dead++;
-		bk_ring_set(&st->ring, d->pos);
+		bk_ring_mark(&st->ring, d->pos);
+		settle(s, st);
+		if (s->txn_id && st->lane == BK_SINGLE)
+			remember_buried(st, d->pos);
 	} else {
-		s->stats.failed++;
+		s->stats.failed += !d->told;
 		fail(s, st, BK_DEAD_LETTER, d->pos, d->topic);
 	}
 	moved(s, st);
@@ -1168,6 +1778,7 @@ void bk_probe(bk_sink *s, int ms) {
 	lock(s);
 	rd_kafka_t *rk = l->fatal ? NULL : l->rk;
 	l->users += rk != NULL;
+	uint64_t recalls = s->recalls;
 	unlock(s);
 	if (!rk)
 		return;
@@ -1176,8 +1787,8 @@ void bk_probe(bk_sink *s, int ms) {
 	if (!err)
 		rd_kafka_metadata_destroy(md);
 	lock(s);
-	if (!err)
-		s->stats.connected = 1;
+	if (!err && recalls == s->recalls)
+		reached(s);
 	if (--l->users == 0)
 		pthread_cond_broadcast(&s->wake);
 	unlock(s);
@@ -1232,6 +1843,13 @@ void bk_stop(bk_sink *s) {
 	unlock(s);
 }
 
+void bk_quit(bk_sink *s) {
+	lock(s);
+	s->quit = 1;
+	pthread_cond_broadcast(&s->wake);
+	unlock(s);
+}
+
 void bk_free(bk_sink *s) {
 	for (int i = 0; i < BK_LANES; i++) {
 		lane *l = &s->lanes[i];
@@ -1246,6 +1864,7 @@ void bk_free(bk_sink *s) {
 		if (s->streams[i]) {
 			bk_ring_free(&s->streams[i]->ring);
 			free(s->streams[i]->stamps);
+			free(s->streams[i]->buried);
 			free(s->streams[i]);
 		}
 	free(s->streams);
@@ -1266,7 +1885,11 @@ void bk_free(bk_sink *s) {
 	if (s->conf)
 		rd_kafka_conf_destroy(s->conf);
 	free(s->header_name);
+	free(s->txn_id);
 	pthread_cond_destroy(&s->wake);
+	for (int i = 0; i < BK_LANES; i++)
+		free(s->lanes[i].sockets);
+	pthread_mutex_destroy(&s->socket_mu);
 	pthread_mutex_destroy(&s->mu);
 	free(s);
 }

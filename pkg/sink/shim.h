@@ -49,6 +49,15 @@ enum {
 	BK_NO_MEMORY,
 	BK_DEAD_LETTER,  // the dead-letter file could not take the record
 	BK_LATER,        // of shim.c alone: a broker is to be asked first
+	BK_ABORTED,      // its transaction was aborted
+	BK_FENCED,       // its transaction was refused: the producer is no longer the one of its id
+	BK_RECALLED,     // bk_recall gave it up
+};
+
+// What bk_transact comes back with.
+enum {
+	BK_OVER = 0,  // the producer is done with, or the sink at its end
+	BK_CONFIRM,   // bk_confirm is to be called
 };
 
 // What bk_poll found, beside reports.
@@ -92,6 +101,7 @@ typedef struct bk_dead {
 	int32_t err;
 	uint32_t has_key;
 	uint32_t has_value;
+	uint32_t told;     // as a record of a transaction, with which it is counted
 	int32_t partition; // -1 if it has none yet
 	int64_t timestamp; // of the record itself, else 0
 	size_t key_len, header_len, value_len, more_len;
@@ -108,7 +118,7 @@ typedef struct bk_text {
 } bk_text;
 
 typedef struct {
-	uint64_t handed, acked, failed, dead, bytes, outstanding, text_dropped;
+	uint64_t handed, acked, failed, dead, bytes, outstanding, text_dropped, fenced, unsure;
 	int connected;
 } bk_stats;
 
@@ -121,6 +131,24 @@ bk_sink *bk_new(uint32_t window, const char *header_name);
 // bk_conf sets a property of the producers to be built. Returns 0, or an error
 // with errstr filled. Before the first bk_build only.
 int bk_conf(bk_sink *s, const char *name, const char *value, char *errstr, size_t size);
+// bk_fencing makes the producers transactional, each with an id of its own that
+// begins with id; a transaction lasts commit_ms. Before the first bk_build only.
+// Returns 0, or -1 without memory.
+int bk_fencing(bk_sink *s, const char *id, int commit_ms);
+// bk_transact does all of a transactional producer's work, from bk_build until it
+// is done with, and comes back now and then. It ends soon after bk_quit. One call
+// at a time per lane.
+int bk_transact(bk_sink *s, int lane);
+// bk_confirm says whether what is in the transaction of a lane may be committed.
+void bk_confirm(bk_sink *s, int lane, int ok);
+// bk_fence_new makes a producer with the transactional id that a lane of another
+// sink has, or returns NULL with errstr filled. Not after bk_free.
+void *bk_fence_new(bk_sink *s, const char *id, int lane, char *errstr, size_t size);
+// bk_fence initialises it: 0 if it did, 1 if it is to be called again, -1 for an
+// error that stays. It takes up to 0.2 s. errstr is filled except for 0. tries is 0
+// before the first call, and then bk_fence's.
+int bk_fence(void *producer, int *tries, char *errstr, size_t size);
+void bk_fence_free(void *producer);
 // bk_build makes the producer of a lane: 0 if it did, 1 if there is one already,
 // -1 for an error with errstr filled. One call at a time per lane.
 int bk_build(bk_sink *s, int lane, char *errstr, size_t size);
@@ -135,6 +163,9 @@ bk_handed bk_hand(bk_sink *s, uint32_t stream, uint64_t pos, const void *data, u
 // bk_poll waits at most ms and writes up to cap reports. One call at a time.
 bk_polled bk_poll(bk_sink *s, int ms, bk_report *out, uint32_t cap);
 int bk_reset(bk_sink *s, uint32_t stream, uint64_t pos);
+// bk_recall gives up what is in the producers and has them made anew. It returns a
+// bit for each lane whose producer was good. It does nothing with transactions.
+uint32_t bk_recall(bk_sink *s);
 bk_dead *bk_take_dead(bk_sink *s);
 // bk_dead_done frees d; ok says whether it was set aside for good.
 void bk_dead_done(bk_sink *s, bk_dead *d, int ok);
@@ -148,6 +179,8 @@ void bk_ask(bk_sink *s, int ms);
 void bk_get_stats(bk_sink *s, bk_stats *out);
 // bk_stop makes bk_hand refuse from now on.
 void bk_stop(bk_sink *s);
+// bk_quit ends bk_transact. An open transaction is aborted if a broker is there.
+void bk_quit(bk_sink *s);
 // bk_free releases everything. No other call may be running or follow.
 void bk_free(bk_sink *s);
 
@@ -162,6 +195,8 @@ typedef struct {
 int bk_ring_init(bk_ring *r, uint32_t window);
 void bk_ring_reset(bk_ring *r, uint64_t pos);
 void bk_ring_set(bk_ring *r, uint64_t pos);
+void bk_ring_mark(bk_ring *r, uint64_t pos);
+void bk_ring_advance(bk_ring *r);
 void bk_ring_free(bk_ring *r);
 // bk_opaque packs a stream, a position and whether the record has a timestamp of
 // its own into what librdkafka carries along; bk_position finds the position
