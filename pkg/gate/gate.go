@@ -17,6 +17,8 @@
 //   - Records are handed over in the order of the log. After a failure, and only
 //     when nothing is outstanding, the cursor goes back to the first record that
 //     is not acknowledged.
+//   - A stream that is to go on behind another sender waits until it is known what
+//     Kafka has (Await, Scan, Join), and leaves that out.
 //   - The state that decoding needs is always that of the entry it is used for:
 //     freed entries are observed, not forgotten.
 //
@@ -27,8 +29,11 @@
 package gate
 
 import (
+	"math"
+
 	"github.com/bmpha/bmpha/pkg/hold"
 	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/seam"
 )
 
 // A Codec turns the entries of one BMP session into records. It is at one place
@@ -53,6 +58,17 @@ type Config struct {
 	// Open makes the codec of a session from the body of its Opened entry. It is
 	// called from Fill too and must be safe for concurrent use.
 	Open func(session uint32, body []byte) Codec
+	// Await makes a stream that becomes wanted wait for Join.
+	Await bool
+	// Beside is how long, in µs, an entry whose records are acknowledged is kept all
+	// the same while another may send as well, unless memory gets scarce. Of the two
+	// the one that is behind may speak last; when the other has stopped, the stream, if
+	// it Awaits, looks what Kafka has and says again what is newer here. What the other
+	// was further behind than this stays as it said it.
+	Beside int64
+	// Identify tells what record i of b says, which was made of an entry; false if
+	// it has no key. Required with Await.
+	Identify func(e *hold.Entry, b *record.Batch, i int) (w seam.Word, ok bool)
 	// OnError is called for each message that could not be fully decoded. It may
 	// be nil.
 	OnError func(session uint32, err error)
@@ -84,6 +100,8 @@ type Counters struct {
 	Records       uint64 // encoded
 	Errors        uint64 // messages that could not be fully decoded
 	Rollbacks     uint64 // times the cursor went back after a failure
+	Skipped       uint64 // records left out because Kafka had them from another sender
+	Doubtful      uint64 // records sent although Kafka may have them
 }
 
 // A mark ties the end of an entry's records to the entry.
@@ -100,6 +118,9 @@ type fill struct {
 	from     uint64 // position of cur at Begin
 	end      uint64 // of the log at Begin
 	replay   uint64 // replayUntil at Begin
+	held     uint64 // heldUntil at Begin
+	using    *seam.Plan
+	coming   *seam.Ahead
 	skip     uint64 // records of the first entry that are acknowledged already
 	filled   []mark
 	errors   uint64
@@ -129,6 +150,16 @@ type Stream struct {
 	undone      uint64 // after a failure: records whose reports are still to come
 	failed      bool
 	replayUntil uint64 // entries before this may be in Kafka already
+	heldUntil   uint64 // as well, unless a plan knows better
+
+	sent    uint64     // entries before this that are still there are in Kafka
+	awaits  bool       // wanted, and to wait for Join
+	plan    *seam.Plan // what of the log Kafka has, nil if that is not known
+	started *seam.Plan // the one at the last Start
+	scan    scan
+
+	ahead     *seam.Ahead // what others had sent and is still to come here, as a plan knew
+	aheadTill int64       // it is waited for until something arrives at that time
 
 	busy bool // between Begin and End
 	fill      // owned by whoever is between Begin and End
@@ -139,6 +170,8 @@ type Stream struct {
 
 	breaks uint64 // see Unbroken
 	doubts uint64 // those after which Kafka need not have what was appended, or not last
+
+	beside bool // what was said from here may be Kafka's last, and older than what another had said
 
 	open     bool  // a session is open at the end of the log
 	lastSeen int64 // arrival of the newest entry
@@ -199,7 +232,11 @@ func (s *Stream) Append(kind hold.Kind, session uint32, now int64, body []byte) 
 func (s *Stream) TryAppend(kind hold.Kind, session uint32, now int64, body []byte) bool {
 	now = max(now, s.lastSeen)
 	if !s.log.Append(kind, session, now, body) {
-		return false
+		before := s.log.Len()
+		s.release(math.MaxInt64) // what is kept only because another may send as well
+		if s.log.Len() == before || !s.log.Append(kind, session, now, body) {
+			return false
+		}
 	}
 	s.lastSeen = now
 	s.n.Received++
@@ -229,7 +266,7 @@ func (s *Stream) Lost() {
 
 // Repeated says that what the log holds was said before: records of it are
 // flagged as replayed.
-func (s *Stream) Repeated() { s.replayUntil = max(s.replayUntil, s.log.End()) }
+func (s *Stream) Repeated() { s.heldUntil = max(s.heldUntil, s.log.End()) }
 
 // Needed reports whether nothing may be dropped: the stream is to send, or nobody
 // is known to.
@@ -272,16 +309,7 @@ func (s *Stream) mayFree() bool {
 // free lets the tail entry go and moves the decoding state past it.
 func (s *Stream) free(counter *uint64) {
 	e, _ := s.log.Oldest()
-	switch e.Kind {
-	case hold.Opened:
-		s.tail = s.cfg.Open(e.Session, e.Body)
-	case hold.Message:
-		if s.tail != nil {
-			s.tail.Observe(e.Body)
-		}
-	case hold.Closed:
-		s.tail = nil
-	}
+	s.tail = s.past(s.tail, &e)
 	s.log.Free()
 	s.tailDone = 0
 	*counter++
@@ -313,6 +341,11 @@ func (s *Stream) Trim(now, lowWater, margin, window int64) {
 	s.lowWater = lowWater
 	if lowWater >= s.vouched {
 		s.vouched = 0
+	}
+	if s.Outstanding() > 0 {
+		// What is under way may come behind what the sender has sent. Then only this
+		// log has the newer words; but for them, MakeRoom goes by the mark.
+		return
 	}
 	if lowWater >= 0 {
 		s.freeBefore(lowWater-margin, &s.n.FreedMark)
@@ -352,13 +385,17 @@ func (s *Stream) Mark(now int64) (int64, bool) {
 func (s *Stream) SetWanted(want bool, token uint64, shared bool) {
 	if s.want && s.shared && !shared {
 		// What came in until now may have been sent by the other as well.
-		s.replayUntil = max(s.replayUntil, s.log.End())
+		s.heldUntil = max(s.heldUntil, s.log.End())
 	}
 	if shared {
 		s.breaks++
 	}
+	if want && s.shared && !shared {
+		s.Again()
+	}
 	if shared || s.shared {
 		s.doubts++
+		s.beside = true
 	}
 	s.token, s.shared = token, shared
 	if want == s.want {
@@ -366,11 +403,13 @@ func (s *Stream) SetWanted(want bool, token uint64, shared bool) {
 	}
 	s.want = want
 	s.breaks++
+	s.awaits = want && s.cfg.Await
 	if want {
-		s.replayUntil = max(s.replayUntil, s.log.End())
+		s.heldUntil = max(s.heldUntil, s.log.End())
 		s.lowWater = -1
 		return
 	}
+	s.plan, s.ahead, s.scan = nil, nil, scan{}
 	s.vouched, s.stopped, s.unsent = 0, s.lastSeen, s.n.Dropped+s.n.FreedWindow
 	if s.state != Holding {
 		s.vouch()
@@ -399,8 +438,12 @@ func (s *Stream) vouch() {
 // is outstanding. It reports whether it started, and then the position that the
 // sink has to be Reset to.
 func (s *Stream) Start() (pos uint64, ok bool) {
-	if !s.want || s.state != Holding || s.busy {
+	if !s.want || s.state != Holding || s.busy || s.awaits {
 		return 0, false
+	}
+	if s.plan != s.started {
+		// What was acknowledged of the tail entry was counted by another plan.
+		s.started, s.tailDone = s.plan, 0
 	}
 	s.state = Sending
 	s.cur = s.log.Tail()
@@ -417,6 +460,7 @@ func (s *Stream) Start() (pos uint64, ok bool) {
 // stop ends sending. Records that were encoded but not handed over are encoded
 // again when the stream starts anew.
 func (s *Stream) stop() {
+	s.replayUntil = max(s.replayUntil, s.fillFrom()) // what was handed over is not sent again as if it were new
 	s.state = Draining
 	s.drained()
 }
@@ -431,6 +475,14 @@ func (s *Stream) drained() {
 // rest is reached when nothing is outstanding.
 func (s *Stream) rest() {
 	s.state = Holding
+	for {
+		m, ok := s.pending.front()
+		if !ok || m.records > s.acked {
+			break
+		}
+		s.sent = m.pos
+		s.pending.pop()
+	}
 	s.pending.reset()
 	s.codec = nil
 }
@@ -451,7 +503,11 @@ func (s *Stream) Begin() bool {
 		s.origin.Flags |= record.FlagShared
 	}
 	// At the tail, records that an earlier attempt got acknowledged are left out.
-	s.replay = s.replayUntil
+	s.replay, s.held, s.using = s.replayUntil, s.heldUntil, s.plan
+	if s.ahead != nil && (s.ahead.Len() == 0 || s.lastSeen > s.aheadTill) {
+		s.ahead = nil
+	}
+	s.coming = s.ahead
 	s.skip = 0
 	if tail := s.log.Tail(); s.from == tail.Pos() {
 		s.skip = s.tailDone
@@ -459,13 +515,16 @@ func (s *Stream) Begin() bool {
 	return true
 }
 
+// mostEntries bounds what one Fill passes over if it makes few records or none.
+const mostEntries = 8192
+
 // Fill appends the records of the next entries to b, which must be empty, until
 // it holds at least most records or size bytes or the log is at its end. wall is
 // what must be added to an arrival to make it µs since the Unix epoch. It may
 // run without the lock, see the package comment.
 func (s *Stream) Fill(b *record.Batch, most, size int, wall int64) {
 	flags := s.origin.Flags
-	for b.Len() < most && len(b.Data) < size {
+	for len(s.filled) < mostEntries && b.Len() < most && len(b.Data) < size {
 		e, ok := s.cur.Next(s.end)
 		if !ok {
 			break
@@ -473,10 +532,20 @@ func (s *Stream) Fill(b *record.Batch, most, size int, wall int64) {
 		s.origin.Session, s.origin.Message = e.Session, e.Pos
 		s.origin.Flags = flags
 		if e.Pos < s.replay {
-			s.origin.Flags |= record.FlagReplayed
-			s.replayed++
+			s.flag()
 		}
-		s.encode(b, &e, e.Arrival+wall)
+		if s.using != nil && s.using.Covers(e.Pos) {
+			s.fillPlanned(b, &e, wall)
+		} else {
+			if e.Pos < s.held {
+				s.flag()
+			}
+			from := b.Len()
+			s.encode(b, &e, e.Arrival+wall)
+			if s.coming != nil {
+				s.doubtAhead(b, &e, from)
+			}
+		}
 		if e.Pos == s.from && s.skip > 0 {
 			rest := copy(b.Recs, b.Recs[min(s.skip, uint64(len(b.Recs))):])
 			b.Recs = b.Recs[:rest]
@@ -486,26 +555,43 @@ func (s *Stream) Fill(b *record.Batch, most, size int, wall int64) {
 }
 
 func (s *Stream) encode(b *record.Batch, e *hold.Entry, at int64) {
-	switch e.Kind {
-	case hold.Opened:
-		s.codec = s.cfg.Open(e.Session, e.Body)
-		s.codec.Open(b, &s.origin, at)
-	case hold.Message:
-		if s.codec == nil {
-			return // the opening was dropped on a full standby
-		}
-		if err := s.codec.Message(b, &s.origin, at, e.Body); err != nil {
-			s.errors++
-			if s.cfg.OnError != nil {
-				s.cfg.OnError(e.Session, err)
-			}
-		}
-	case hold.Closed:
-		if s.codec != nil {
-			s.codec.Close(b, &s.origin, at)
-			s.codec = nil
+	var err error
+	if s.codec, err = s.records(s.codec, b, &s.origin, e, at); err != nil {
+		s.errors++
+		if s.cfg.OnError != nil {
+			s.cfg.OnError(e.Session, err)
 		}
 	}
+}
+
+// records appends the records of an entry, which c has come to, and returns the codec
+// behind it.
+func (s *Stream) records(c Codec, b *record.Batch, o *record.Origin, e *hold.Entry, at int64) (Codec, error) {
+	switch {
+	case e.Kind == hold.Opened:
+		c = s.cfg.Open(e.Session, e.Body)
+		c.Open(b, o, at)
+	case c == nil: // the opening was dropped on a full standby
+	case e.Kind == hold.Message:
+		return c, c.Message(b, o, at, e.Body)
+	case e.Kind == hold.Closed:
+		c.Close(b, o, at)
+		return nil, nil
+	}
+	return c, nil
+}
+
+// past moves c past an entry without making records.
+func (s *Stream) past(c Codec, e *hold.Entry) Codec {
+	switch {
+	case e.Kind == hold.Opened:
+		return s.cfg.Open(e.Session, e.Body)
+	case e.Kind == hold.Closed:
+		return nil
+	case c != nil:
+		c.Observe(e.Body)
+	}
+	return c
 }
 
 // End finishes a Fill that made n records. It returns the position of the first
@@ -548,6 +634,9 @@ func (s *Stream) Outstanding() uint64 {
 // and when it is 0 the stream can Start again. Reports may arrive late, but not
 // out of order.
 func (s *Stream) Report(acked, outstanding uint64, failed bool) {
+	if s.state == Draining && acked > s.acked && (!s.want || s.awaits) {
+		s.Lost() // it may have come behind what another has sent meanwhile
+	}
 	s.acked = max(s.acked, acked)
 	s.settle()
 	if failed && (s.state == Sending || s.state == Draining) {
@@ -573,8 +662,23 @@ func (s *Stream) fillFrom() uint64 {
 	return s.cur.Pos()
 }
 
-// settle frees the entries of which all records are acknowledged.
+// besideMost is how full the log may be, in percent of what it can take, before
+// nothing is kept only because another may send as well.
+const besideMost = 50
+
+// settle frees the entries of which all records are acknowledged, but for those that
+// are kept because another may send as well.
 func (s *Stream) settle() {
+	until := int64(math.MaxInt64)
+	if (s.shared || s.awaits) && s.cfg.Await && s.log.Filled() <= besideMost {
+		until = s.lastSeen - s.cfg.Beside
+	}
+	s.release(until)
+}
+
+// release frees the entries that arrived up to until and of which all records are
+// acknowledged.
+func (s *Stream) release(until int64) {
 	for {
 		m, ok := s.pending.front()
 		if !ok {
@@ -585,9 +689,13 @@ func (s *Stream) settle() {
 				s.tailDone = max(s.tailDone, s.acked-min(s.acked, s.tailFrom))
 				return
 			}
+			if e, ok := s.log.Oldest(); ok && e.Arrival > until || !s.mayFree() {
+				return
+			}
 			s.free(&s.n.Acknowledged)
 		}
 		s.pending.pop()
 		s.tailFrom = m.records
+		s.passed()
 	}
 }

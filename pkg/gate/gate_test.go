@@ -12,7 +12,8 @@ import (
 
 // countCodec makes as many records of a message as its first byte says. Each
 // value is the message and the record's index, and how many messages the codec
-// had passed: its state, which must not depend on how it got there.
+// had passed: its state, which must not depend on how it got there. The two bytes
+// before them, the index and the flags, pass for a header as well.
 type countCodec struct{ passed uint64 }
 
 func (c *countCodec) value(b *record.Batch, o *record.Origin, index int, body []byte) {
@@ -20,7 +21,7 @@ func (c *countCodec) value(b *record.Batch, o *record.Origin, index int, body []
 	b.Data = append(b.Data, byte(index), o.Flags)
 	b.Data = binary.BigEndian.AppendUint64(b.Data, c.passed)
 	b.Data = append(b.Data, body...)
-	b.Recs = append(b.Recs, record.Rec{ValueOff: uint32(off), ValueLen: uint32(len(b.Data) - off)})
+	b.Recs = append(b.Recs, record.Rec{HeaderOff: uint32(off), HeaderLen: 2, ValueOff: uint32(off), ValueLen: uint32(len(b.Data) - off)})
 }
 
 func (c *countCodec) Open(b *record.Batch, o *record.Origin, at int64) {
@@ -291,7 +292,7 @@ func TestMarkAfterStop(t *testing.T) {
 	})
 	t.Run("forgotten without a word", func(t *testing.T) {
 		s, k := stopped(t)
-		s.Trim(100, -1, 0, 75)
+		s.MakeRoom()
 		k.ack(k.outstanding())
 		s.Report(k.acked, 0, false)
 		check(t, s, 22, true)
@@ -481,6 +482,8 @@ func TestGround(t *testing.T) {
 		{name: "lost before", before: both(send, (*Stream).Lost), want: true},
 		{name: "another may have sent within", before: send, within: both(share, send), want: false},
 		{name: "another may have sent until within", before: share, within: send, want: false},
+		{name: "spoke beside another, then held and sends within", before: both(share, stop), within: send, want: false},
+		{name: "spoke beside another, and all of it again alone", before: both(share, send), want: true},
 	} {
 		s := newStream(1 << 20)
 		var g Ground

@@ -15,17 +15,22 @@ type Ground struct {
 	holds  bool
 	number uint64 // when the last session ended
 	doubts uint64 // when it began
+	began  uint64 // number when it began
 }
 
 // Opened follows the beginning of a session.
-func (g *Ground) Opened(s *Stream) { g.holds, g.doubts = g.Holds(s), s.doubts }
+func (g *Ground) Opened(s *Stream) { g.holds, g.doubts, g.began = g.Holds(s), s.doubts, s.breaks }
 
 // Closed follows the end of a session. whole says that it had said all about the
 // router's routes, its dump being over; one of which the ground holds need not
 // have, for what it had not said again yet is as it was.
 func (g *Ground) Closed(s *Stream, whole bool) {
 	number, alone := s.Unbroken()
-	g.holds = alone && (whole && s.doubts == g.doubts || g.Holds(s))
+	whole = whole && alone && s.doubts == g.doubts
+	if whole && number == g.began {
+		s.beside = false // all of it was sent from here, behind what was said beside another
+	}
+	g.holds = whole && !s.beside || g.Holds(s)
 	g.number = number
 }
 
