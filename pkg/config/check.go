@@ -23,6 +23,9 @@ const (
 	maxElectionKey = 159 // bytes
 )
 
+// maxMembers is how many members a collector looks at.
+const maxMembers = 1024
+
 // fail reports that the value of key is wrong, unless key, or one of others on
 // which the finding rests, has been reported.
 func (d *decoder) fail(key string, others []string, format string, args ...any) {
@@ -46,6 +49,7 @@ func (d *decoder) check() {
 	d.checkRelay()
 	d.checkIntake()
 	d.checkRedis()
+	d.checkLink()
 	d.checkHold()
 	d.checkSpool()
 	if d.config.Sink == SinkFile && d.config.File.Path == "" {
@@ -69,6 +73,9 @@ func (d *decoder) checkNames() {
 	d.checkName("cluster.name", c.Cluster.Name)
 	if c.Cluster.ID < 0 || c.Cluster.ID > 1<<31-1 {
 		d.fail("cluster.id", nil, "expected 0 to %d, found %d", 1<<31-1, c.Cluster.ID)
+	}
+	if c.Cluster.Members < 0 || c.Cluster.Members > maxMembers {
+		d.fail("cluster.members", nil, "expected 0 (not said) or 1 to %d collectors, found %d", maxMembers, c.Cluster.Members)
 	}
 	key := fmt.Sprintf("%s+%d+%s%s", c.Cluster.Name, c.Cluster.ID, c.Process, electionSuffix)
 	if len(key) > maxElectionKey {
@@ -314,7 +321,8 @@ func (d *decoder) checkHostPort(key, address string, listen bool) {
 
 // portHint completes an address that lacks its port or the brackets of IPv6.
 func portHint(key, address string) string {
-	port := map[string]string{"listen.address": "1790", "relay.to": "1791", "intake.listen": "9093", "redis.address": "6379", "kafka.brokers": "9092"}
+	port := map[string]string{"listen.address": "1790", "relay.to": "1791", "intake.listen": "9093", "redis.address": "6379",
+		"redis.sentinel.addresses": "26379", "redis.cluster": "6379", "kafka.brokers": "9092"}
 	key, _, _ = strings.Cut(key, "[")
 	host := strings.Trim(address, "[]")
 	if _, err := netip.ParseAddr(host); port[key] == "" || err != nil && !hostName.MatchString(host) {
@@ -325,10 +333,22 @@ func portHint(key, address string) string {
 
 func (d *decoder) checkRedis() {
 	r := &d.config.Redis
-	if r.Address == "" {
-		d.failHint("redis.address", nil, "such as 127.0.0.1:6379", "required")
-	} else {
+	switch {
+	case r.Sentinel.Active() && r.Address != "":
+		d.failHint("redis.sentinel", []string{"redis.address"}, "the sentinels know the address", "redis.address is set as well; expected one of the two")
+	case len(r.Cluster) > 0 && r.Address != "":
+		d.failHint("redis.cluster", []string{"redis.address"}, "one address in redis.cluster is enough", "redis.address is set as well; expected one of the two")
+	case r.Sentinel.Active() && len(r.Cluster) > 0:
+		d.fail("redis.cluster", []string{"redis.sentinel"}, "redis.sentinel is set as well; expected one of the two")
+	case r.Address != "":
 		d.checkHostPort("redis.address", r.Address, false)
+	case !r.Sentinel.Active() && len(r.Cluster) == 0:
+		d.failHint("redis.address", []string{"redis.sentinel", "redis.cluster"}, "such as 127.0.0.1:6379, or redis.sentinel, or redis.cluster", "required")
+	}
+	d.checkSentinel()
+	d.checkAddresses("redis.cluster", r.Cluster)
+	if len(r.Cluster) > 0 && r.Database != 0 {
+		d.fail("redis.database", []string{"redis.cluster"}, "expected 0 with redis.cluster, found %d", r.Database)
 	}
 	if r.Database < 0 {
 		d.fail("redis.database", nil, "expected 0 or more, found %d", r.Database)
@@ -345,6 +365,79 @@ func (d *decoder) checkRedis() {
 	if r.Expiry/2 < r.Heartbeat {
 		d.fail("redis.expiry", []string{"redis.heartbeat"},
 			"expected at least two heartbeats (redis.heartbeat is %v), found %v", r.Heartbeat, r.Expiry)
+	}
+}
+
+func (d *decoder) checkSentinel() {
+	s := &d.config.Redis.Sentinel
+	const section = "redis.sentinel."
+	if !s.Active() {
+		d.noEffect("redis.sentinel", section+"master", "username", passwordKey("password", s.PasswordFile))
+		return
+	}
+	if s.Master == "" {
+		d.failHint(section+"master", nil, "the name that the sentinels have for the set of servers", "required with redis.sentinel.addresses")
+	}
+	if len(s.Addresses) == 0 {
+		d.failHint(section+"addresses", nil, "such as [127.0.0.1:26379]", "required with redis.sentinel.master")
+	}
+	d.checkAddresses(section+"addresses", s.Addresses)
+	if s.Username != "" && s.Password == "" {
+		d.fail(section+"username", []string{section + "password", section + "password_file"},
+			"expected redis.sentinel.password or redis.sentinel.password_file with it")
+	}
+}
+
+// passwordKey is the key from which the secret called name came.
+func passwordKey(name, file string) string {
+	if file != "" {
+		return name + "_file"
+	}
+	return name
+}
+
+// checkAddresses checks a list of addresses to connect to, each of which may be
+// there once.
+func (d *decoder) checkAddresses(key string, list []string) {
+	for i, address := range list {
+		item := d.itemKey(key, i)
+		d.checkHostPort(item, address, false)
+		if slices.Contains(list[:i], address) {
+			d.fail(item, nil, "%s is in the list already", address)
+		}
+	}
+}
+
+// minLinkSecret keeps the secret from being guessed by those who listened to a
+// handshake.
+const minLinkSecret = 16 // bytes
+
+func (d *decoder) checkLink() {
+	l := &d.config.Link
+	if d.config.RedisLost == RedisLostHold && l.Listen == "" {
+		d.fail("redis_lost", []string{"link.listen"}, "hold needs link.listen: without Redis the collectors must hear each other")
+	}
+	if l.Listen == "" {
+		d.noEffect("link", "link.listen", "advertise", passwordKey("secret", l.SecretFile))
+		return
+	}
+	d.checkHostPort("link.listen", l.Listen, true)
+	if own := d.ownListener(l.Listen); own != "" {
+		d.fail("link.listen", []string{own}, "%s is a listener already (%s)", l.Listen, own)
+	}
+	if l.Advertise != "" {
+		d.checkHostPort("link.advertise", l.Advertise, false)
+	} else if host, _, err := net.SplitHostPort(l.Listen); err == nil {
+		if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+			d.failHint("link.advertise", []string{"link.listen"}, "or name an address of this host in link.listen",
+				"required with link.listen: %q, which does not tell the others where to connect", l.Listen)
+		}
+	}
+	switch {
+	case l.Secret == "":
+		d.failHint("link.secret", []string{"link.secret_file"}, "or link.secret_file; the same on all collectors", "required with link.listen")
+	case len(l.Secret) < minLinkSecret:
+		d.fail("link."+passwordKey("secret", l.SecretFile), nil, "expected at least %d bytes, found %d", minLinkSecret, len(l.Secret))
 	}
 }
 
@@ -399,6 +492,24 @@ func (d *decoder) checkKafka() {
 	}
 	if k.InFlight < 1 || k.InFlight > 100_000 {
 		d.fail("kafka.in_flight", nil, "expected 1 to 100000 records, found %d", k.InFlight)
+	}
+	switch {
+	case k.Fencing && d.config.Sink != SinkKafka:
+		d.fail("kafka.fencing", []string{"sink"}, "true needs sink: kafka, found sink: %s", d.config.Sink)
+	case k.Fencing && k.Client == ClientReference:
+		d.fail("kafka.fencing", []string{"kafka.client"}, "true needs kafka.client: native, found kafka.client: reference")
+	case k.Fencing && k.ReadBack == 0:
+		d.fail("kafka.fencing", []string{"kafka.read_back"}, "true needs kafka.read_back, found 0: who takes over fences where it reads back")
+	case k.Fencing && !d.config.Output.Header:
+		d.fail("kafka.fencing", []string{"output.header"}, "true needs output.header: true, found false: who takes over fences where it reads back")
+	case !k.Fencing:
+		d.noEffect("kafka", "kafka.fencing", "commit_interval")
+	}
+	if k.CommitInterval < 10*time.Millisecond || k.CommitInterval > 10*time.Second {
+		d.fail("kafka.commit_interval", nil, "expected 10ms to 10s, found %v", formatDuration(k.CommitInterval))
+	}
+	if k.ReadBack != 0 && (k.ReadBack < 50*time.Millisecond || k.ReadBack > 30*time.Second) {
+		d.fail("kafka.read_back", nil, "expected 0 (never) or 50ms to 30s, found %v", formatDuration(k.ReadBack))
 	}
 	if k.DeadLetter == "" {
 		d.fail("kafka.dead_letter", nil, "expected the path of a file, found nothing")

@@ -66,6 +66,12 @@ const (
 	RIBOff = "off" // pmacct without a table
 	RIBOn  = "on"  // pmacct with a table
 
+	FailbackAuto  = "auto"  // a router goes back to the collector that usually sends for it
+	FailbackNever = "never" // it stays with the one that took it over
+
+	RedisLostBoth = "both" // all collectors send, and mark what they send
+	RedisLostHold = "hold" // the roles stay while the collectors hear each other directly
+
 	OrderRouter = "router" // all records of a router stay in order
 	OrderNone   = "none"   // no order is asked for
 
@@ -94,6 +100,9 @@ type Config struct {
 	Relay       Relay   `yaml:"relay"`
 	Intake      Intake  `yaml:"intake"`
 	Redis       Redis   `yaml:"redis"`
+	RedisLost   string  `yaml:"redis_lost" oneof:"both hold"` // hold needs Link
+	Link        Link    `yaml:"link"`
+	Failback    string  `yaml:"failback" oneof:"auto never"`
 	Hold        Hold    `yaml:"hold"`
 	Spool       Spool   `yaml:"spool"`
 	Sink        string  `yaml:"sink" oneof:"kafka file stdout"`
@@ -112,6 +121,9 @@ type Config struct {
 type Cluster struct {
 	Name string `yaml:"name"`
 	ID   int    `yaml:"id"` // 0 to 2^31-1
+	// Members is how many collectors there should be, native ones among them, 0 to
+	// 1024; fewer are a problem. 0: nobody has said.
+	Members int `yaml:"members"`
 }
 
 // Listen says how routers connect.
@@ -194,9 +206,12 @@ func (c *Config) isSet(key string) bool {
 	return ok
 }
 
-// Redis says where the election is held.
+// Redis says where the election is held. One of Address, Sentinel and Cluster is
+// set.
 type Redis struct {
-	Address      string        `yaml:"address"`
+	Address      string        `yaml:"address"` // of one server; empty with Sentinel or Cluster
+	Sentinel     Sentinel      `yaml:"sentinel"`
+	Cluster      []string      `yaml:"cluster"` // host:port of some nodes of a Redis Cluster
 	Username     string        `yaml:"username"`
 	Password     Secret        `yaml:"password"` // also when it came from PasswordFile
 	PasswordFile string        `yaml:"password_file"`
@@ -205,6 +220,26 @@ type Redis struct {
 	Heartbeat    time.Duration `yaml:"heartbeat"` // 50 ms and up
 	Expiry       time.Duration `yaml:"expiry"`    // at least two heartbeats
 	Scan         bool          `yaml:"scan"`      // look for native pmacct members
+}
+
+// Sentinel says who knows where Redis is. TLS is that of Redis.
+type Sentinel struct {
+	Master       string   `yaml:"master"`    // name of the set of servers; empty: no Sentinel
+	Addresses    []string `yaml:"addresses"` // host:port of the sentinels, at least one
+	Username     string   `yaml:"username"`  // towards the sentinels
+	Password     Secret   `yaml:"password"`  // also when it came from PasswordFile
+	PasswordFile string   `yaml:"password_file"`
+}
+
+// Active reports whether sentinels are to be asked where Redis is.
+func (s *Sentinel) Active() bool { return s.Master != "" || len(s.Addresses) > 0 }
+
+// Link is how collectors hear each other without Redis.
+type Link struct {
+	Listen     string `yaml:"listen"`    // IP:port or :port; empty: no link
+	Advertise  string `yaml:"advertise"` // host:port told to the others; empty: Listen, which has an IP then
+	Secret     Secret `yaml:"secret"`    // 16 bytes and up, the same on all; also when it came from SecretFile
+	SecretFile string `yaml:"secret_file"`
 }
 
 // RedisTLS is TLS towards Redis. Files are PEM.
@@ -237,8 +272,14 @@ type Kafka struct {
 	InFlight int      `yaml:"in_flight"` // records not yet acknowledged, 1 to 100,000
 	// Patience is how long no broker may be reached before another collector is to
 	// send that reaches one; 0: for ever.
-	Patience   time.Duration `yaml:"patience"`
-	Client     string        `yaml:"client" oneof:"native reference"`
+	Patience time.Duration `yaml:"patience"`
+	Client   string        `yaml:"client" oneof:"native reference"`
+	// Fencing has the brokers refuse a sender that was replaced, by transactions.
+	Fencing        bool          `yaml:"fencing"`
+	CommitInterval time.Duration `yaml:"commit_interval"` // of transactions, 10 ms to 10 s
+	// ReadBack is the longest time for which a collector that takes over reads the
+	// end of the topic back, 50 ms to 30 s; 0: never.
+	ReadBack   time.Duration `yaml:"read_back"`
 	DeadLetter string        `yaml:"dead_letter"` // file
 	TLS        KafkaTLS      `yaml:"tls"`
 	SASL       SASL          `yaml:"sasl"`
@@ -289,7 +330,8 @@ type Log struct {
 }
 
 // Default returns the configuration of an empty file, which lacks what has no
-// default: Process, Redis.Address and Kafka.Brokers.
+// default: Process, Kafka.Brokers, and one of Redis.Address, Redis.Sentinel and
+// Redis.Cluster.
 func Default() Config {
 	return Config{
 		Cluster: Cluster{Name: "bmpha"},
@@ -324,6 +366,9 @@ func Default() Config {
 			Expiry:    2 * time.Second,
 			Scan:      true,
 		},
+		// As pmacct.
+		RedisLost: RedisLostBoth,
+		Failback:  FailbackAuto,
 		Hold: Hold{
 			Memory: 1 << 30,
 			// What the original design keeps; it serves when there are no
@@ -339,13 +384,17 @@ func Default() Config {
 			Topic: "pmacct.bmp",
 			// The same on every collector, so that order and partition survive
 			// a takeover.
-			Key:        "$bmp_router",
-			Order:      OrderRouter,
-			InFlight:   5000,
-			Patience:   5 * time.Second,
-			Client:     ClientNative,
-			DeadLetter: "/var/lib/bmpha/dead-letter.jsonl",
-			TLS:        KafkaTLS{VerifyHostname: true},
+			Key:      "$bmp_router",
+			Order:    OrderRouter,
+			InFlight: 5000,
+			Patience: 5 * time.Second,
+			Client:   ClientNative,
+			// Of a few milliseconds' work, so that consumers of committed records wait
+			// little.
+			CommitInterval: 100 * time.Millisecond,
+			ReadBack:       time.Second,
+			DeadLetter:     "/var/lib/bmpha/dead-letter.jsonl",
+			TLS:            KafkaTLS{VerifyHostname: true},
 		},
 		Output: Output{
 			Decode:     DecodeAuto,

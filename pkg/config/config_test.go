@@ -131,7 +131,7 @@ func TestMinimalFromTheEnvironment(t *testing.T) {
 // ones, so that a key that is not read shows.
 const everything = `
 process: edge-a
-cluster: {name: core, id: 7}
+cluster: {name: core, id: 7, members: 3}
 listen:
   address: ["192.0.2.1:1790", "[2001:db8::1%eth0]:1791"]
   allow: [192.0.2.0/24, 198.51.100.7, 2001:db8::/32]
@@ -165,6 +165,9 @@ redis:
   heartbeat: 50ms
   expiry: 150ms
   scan: false
+redis_lost: hold
+link: {listen: ":1792", advertise: "collector-a:1792", secret: geheim-0123456789}
+failback: never
 hold: {memory: 64 MiB, window: 550ms, margin: 300ms}
 spool: {dir: /tmp/spool, max_bytes: 128MiB}
 sink: file
@@ -177,6 +180,7 @@ kafka:
   in_flight: 100
   patience: 11s
   client: reference
+  read_back: 0
   dead_letter: dead.jsonl
   tls: {enabled: true, ca: ca.pem, cert: cert.pem, key: key.pem, key_password: geheim, verify_hostname: false}
   sasl: {mechanism: SCRAM-SHA-512, username: u, password: geheim}
@@ -190,12 +194,46 @@ control: {socket: ./bmpha.sock, http: "127.0.0.1:1791"}
 log: {level: debug, format: json}
 `
 
+// instead has what cannot be beside the rest of everything.
+var instead = map[string]*strings.Replacer{
+	"sentinel": strings.NewReplacer("address: redis.example.net:6380", "sentinel: {master: m, addresses: [s-1:26379, s-2:26379], username: s, password: geheim}"),
+	"cluster":  strings.NewReplacer("address: redis.example.net:6380", "cluster: [redis-1:6379, redis-2:6379]", "database: 3", "database: 0"),
+	"fencing":  strings.NewReplacer("client: reference", "fencing: true\n  commit_interval: 50ms", "sink: file", "sink: kafka", "read_back: 0", "read_back: 2s", "header: false", "header: true"),
+}
+
+func TestInstead(t *testing.T) {
+	want := parseOK(t, everything, nil)
+	for name, change := range map[string]func(c *Config){
+		"sentinel": func(c *Config) {
+			c.Redis.Address = ""
+			c.Redis.Sentinel = Sentinel{Master: "m", Addresses: []string{"s-1:26379", "s-2:26379"}, Username: "s", Password: "geheim"}
+		},
+		"cluster": func(c *Config) {
+			c.Redis.Address, c.Redis.Database = "", 0
+			c.Redis.Cluster = []string{"redis-1:6379", "redis-2:6379"}
+		},
+		"fencing": func(c *Config) {
+			c.Kafka.Client, c.Sink = ClientNative, SinkKafka
+			c.Kafka.Fencing, c.Kafka.CommitInterval = true, 50*time.Millisecond
+			c.Kafka.ReadBack, c.Output.Header = 2*time.Second, true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := *want
+			change(&want)
+			if diff := cmp.Diff(&want, parseOK(t, instead[name].Replace(everything), nil), values); diff != "" {
+				t.Errorf("configuration (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestEverything(t *testing.T) {
 	got := parseOK(t, everything, nil)
 	tls := RedisTLS{Enabled: true, CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", ServerName: "redis"}
 	want := &Config{
 		Process: "edge-a",
-		Cluster: Cluster{Name: "core", ID: 7},
+		Cluster: Cluster{Name: "core", ID: 7, Members: 3},
 		Listen: Listen{
 			Address: []string{"192.0.2.1:1790", "[2001:db8::1%eth0]:1791"},
 			Allow: []netip.Prefix{
@@ -225,15 +263,18 @@ func TestEverything(t *testing.T) {
 			Address: "redis.example.net:6380", Username: "bmpha", Password: "0123", Database: 3,
 			TLS: tls, Heartbeat: 50 * time.Millisecond, Expiry: 150 * time.Millisecond,
 		},
+		RedisLost: RedisLostHold, Failback: FailbackNever,
+		Link: Link{Listen: ":1792", Advertise: "collector-a:1792", Secret: "geheim-0123456789"},
 		Hold: Hold{Memory: 64 << 20, Window: 550 * time.Millisecond, Margin: 300 * time.Millisecond},
 		Sink: SinkFile,
 		File: File{Path: "/tmp/out.jsonl"},
 		Kafka: Kafka{
 			Brokers: []string{"kafka-1:9092", "[::1]:9093"}, Topic: "bmp.$bmp_router", Order: OrderNone,
 			InFlight: 100, Patience: 11 * time.Second, Client: ClientReference, DeadLetter: "dead.jsonl",
-			TLS:        KafkaTLS{Enabled: true, CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", KeyPassword: "geheim"},
-			SASL:       SASL{Mechanism: "SCRAM-SHA-512", Username: "u", Password: "geheim"},
-			Properties: Properties{"linger.ms": "20", "enable.idempotence": "true", "client.id": "a: b"},
+			CommitInterval: 100 * time.Millisecond,
+			TLS:            KafkaTLS{Enabled: true, CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", KeyPassword: "geheim"},
+			SASL:           SASL{Mechanism: "SCRAM-SHA-512", Username: "u", Password: "geheim"},
+			Properties:     Properties{"linger.ms": "20", "enable.idempotence": "true", "client.id": "a: b"},
 		},
 		Output: Output{Decode: DecodeAlways, Dialect: "1.8", RIB: RIBOn, Timestamps: TimestampsEpoch, WriterID: "$pmacct_build 'x'"},
 		Dump: Dump{
@@ -247,9 +288,16 @@ func TestEverything(t *testing.T) {
 		t.Errorf("configuration (-want +got):\n%s", diff)
 	}
 	defaults := Default()
-	changed := maps.Collect(leaves(reflect.ValueOf(got).Elem(), ""))
+	variants := []*Config{got}
+	for _, r := range instead {
+		variants = append(variants, parseOK(t, r.Replace(everything), nil))
+	}
 	for key, l := range leaves(reflect.ValueOf(&defaults).Elem(), "") {
-		same := reflect.DeepEqual(l.value.Interface(), changed[key].value.Interface())
+		same := true
+		for _, c := range variants {
+			changed := maps.Collect(leaves(reflect.ValueOf(c).Elem(), ""))
+			same = same && reflect.DeepEqual(l.value.Interface(), changed[key].value.Interface())
+		}
 		if same && !strings.HasSuffix(key, "_file") && key != "output.dialect" {
 			t.Errorf("%s is not in the test", key)
 		}
@@ -282,7 +330,18 @@ func TestTableKept(t *testing.T) {
 
 // Whatever can be written in the file can be written in the environment.
 func TestEverythingFromTheEnvironment(t *testing.T) {
-	want := parseOK(t, everything, nil)
+	sources := []string{everything}
+	for _, r := range instead {
+		sources = append(sources, r.Replace(everything))
+	}
+	for _, src := range sources {
+		everythingFromTheEnvironment(t, src)
+	}
+}
+
+func everythingFromTheEnvironment(t *testing.T, src string) {
+	t.Helper()
+	want := parseOK(t, src, nil)
 	vars := map[string]string{}
 	for key, l := range leaves(reflect.ValueOf(want).Elem(), "") {
 		switch v := l.value.Interface().(type) {
@@ -429,18 +488,19 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	src := strings.Replace(everything, "linger.ms: 20", "{ssl.keystore.password: geheim}", 1)
 	src = strings.ReplaceAll(src, "{ssl.keystore.password: geheim}", "ssl.keystore.password: geheim")
 	src = strings.Replace(src, "password: 0123", "password: geheim", 1)
+	src = instead["sentinel"].Replace(src)
 	c := parseOK(t, src, nil)
-	if n := strings.Count(src, "geheim"); n != 4 {
-		t.Fatalf("%d secrets in the test, want 4", n)
+	if n := strings.Count(src, "geheim"); n != 6 {
+		t.Fatalf("%d secrets in the test, want 6", n)
 	}
 	js, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var log bytes.Buffer
-	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "redis", c.Redis, "password", c.Redis.Password,
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "redis", c.Redis, "password", c.Redis.Password, "link", c.Link,
 		"properties", c.Kafka.Properties)
-	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "redis", c.Redis, "password", c.Redis.Password,
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "redis", c.Redis, "password", c.Redis.Password, "link", c.Link,
 		"properties", c.Kafka.Properties)
 	for what, text := range map[string]string{
 		"YAML": string(c.YAML()), "JSON": string(js), "slog": log.String(),
@@ -462,9 +522,14 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 // What config show prints is the same configuration.
 func TestYAMLReadsBack(t *testing.T) {
 	path := writeSecretFile(t, "geheim", 0o600)
+	secret := writeSecretFile(t, "geheim-0123456789", 0o600)
+	masked := strings.NewReplacer("secret: geheim-0123456789", fmt.Sprintf("secret_file: %q", secret), "password: 0123", `password: "***"`, "geheim", `"***"`)
 	for name, src := range map[string]string{
 		"minimal":    minimal,
-		"everything": strings.NewReplacer("password: 0123", `password: "***"`, "geheim", `"***"`).Replace(everything),
+		"everything": masked.Replace(everything),
+		"sentinel":   masked.Replace(instead["sentinel"].Replace(everything)),
+		"cluster":    masked.Replace(instead["cluster"].Replace(everything)),
+		"fencing":    masked.Replace(instead["fencing"].Replace(everything)),
 		"file":       strings.Replace(minimal, "redis: {", fmt.Sprintf("redis: {password_file: %q, ", path), 1),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -641,7 +706,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add([]byte(minimal))
 	f.Add([]byte(everything))
-	secretFile := regexp.MustCompile(`password_file`)
+	secretFile := regexp.MustCompile(`(password|secret)_file`)
 	f.Fuzz(func(t *testing.T, src []byte) {
 		if secretFile.Match(src) {
 			t.Skip("would read this host's files")
@@ -659,14 +724,15 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		shown := c.YAML()
+		// The mask is too short for a link.
+		shown := bytes.Replace(c.YAML(), []byte(`  secret: "***"`), []byte(`  secret: "0123456789abcdef"`), 1)
 		again, err := Parse("shown.yaml", shown, nil)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, shown)
 		}
 		// The mask is all that is left of a secret.
 		for _, c := range []*Config{c, again} {
-			for _, s := range []*Secret{&c.Redis.Password, &c.Kafka.TLS.KeyPassword, &c.Kafka.SASL.Password} {
+			for _, s := range []*Secret{&c.Redis.Password, &c.Redis.Sentinel.Password, &c.Link.Secret, &c.Kafka.TLS.KeyPassword, &c.Kafka.SASL.Password} {
 				*s = Secret(s.String())
 			}
 			c.Kafka.Properties = c.Kafka.Properties.Masked()

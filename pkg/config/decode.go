@@ -385,6 +385,8 @@ func (d *decoder) secrets() {
 		file   *string
 	}{
 		{"redis.password", &c.Redis.Password, &c.Redis.PasswordFile},
+		{"redis.sentinel.password", &c.Redis.Sentinel.Password, &c.Redis.Sentinel.PasswordFile},
+		{"link.secret", &c.Link.Secret, &c.Link.SecretFile},
 		{"kafka.tls.key_password", &c.Kafka.TLS.KeyPassword, &c.Kafka.TLS.KeyPasswordFile},
 		{"kafka.sasl.password", &c.Kafka.SASL.Password, &c.Kafka.SASL.PasswordFile},
 	} {

@@ -14,8 +14,8 @@ import (
 )
 
 // YAML returns the effective configuration, every key with its value, defaults
-// included. Secrets are ***; but for them Parse reads the same configuration from
-// it.
+// included. Secrets are ***; but for them, and for a link's, of which *** is refused,
+// Parse reads the same configuration from it.
 func (c *Config) YAML() []byte {
 	var b strings.Builder
 	writeSection(&b, reflect.ValueOf(c).Elem(), "")
@@ -37,7 +37,7 @@ func writeSection(b *strings.Builder, v reflect.Value, indent string) {
 			b.WriteString(" [" + strings.Join(items, ", ") + "]\n")
 		case l.value.Kind() == reflect.Map:
 			writeMap(b, l.value.Interface(), indent+"  ")
-		case name == "password" || name == "key_password":
+		case l.value.Type() == reflect.TypeFor[Secret]():
 			writeSecret(b, v, name, l.value.Interface().(Secret))
 		default:
 			b.WriteString(" " + scalarYAML(l.value.Interface()) + "\n")

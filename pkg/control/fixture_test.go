@@ -48,23 +48,24 @@ func active() *Status {
 		Program: Program{Version: "0.1.0", Revision: "0123abcd", Go: "go1.26.0"},
 		Process: "bmp-a", Instance: "00000000000000a1", Host: "mon1", PID: 4242, Started: ago(76 * time.Hour), Uptime: Seconds((76 * time.Hour).Seconds()),
 		Cluster: Cluster{Name: "core", ID: 2},
-		Role:    RoleActive, Reason: "oldest of 2 members", Since: ago(3*time.Hour + 12*time.Minute), Token: 7,
+		Role:    RoleActive, Reason: "oldest of 2 members", Since: ago(3*time.Hour + 12*time.Minute), Token: 1_763_694_245_000_007,
 		RoleChanges: map[string]uint64{"active": 2, "standby": 1},
 		Members: []Member{
 			{
 				Name: "bmp-b", Instance: "00000000000000b2", Kind: KindBMPHA, Role: RoleStandby, Reason: "bmp-a is older",
-				Timestamp: micro(ago(time.Hour)), HeartbeatAge: 0.71, Since: ago(time.Hour), Token: 7, RoutersHeard: 2, Version: "0.1.0", Host: "mon2", PID: 99,
+				Timestamp: micro(ago(time.Hour)), HeartbeatAge: 0.71, Since: ago(time.Hour), Token: 1_763_694_245_000_007, RoutersHeard: 2, Version: "0.1.0", Host: "mon2", PID: 99,
 			},
 			{
 				Name: "bmp-a", Instance: "00000000000000a1", Kind: KindBMPHA, Self: true, Role: RoleActive, Reason: "oldest of 2 members",
-				Timestamp: micro(ago(76 * time.Hour)), HeartbeatAge: 0.32, Since: ago(3*time.Hour + 12*time.Minute), Token: 7, RoutersHeard: 2, RoutersSent: 2, Version: "0.1.0", Host: "mon1", PID: 4242,
+				Timestamp: micro(ago(76 * time.Hour)), HeartbeatAge: 0.32, Since: ago(3*time.Hour + 12*time.Minute), Token: 1_763_694_245_000_007, RoutersHeard: 2, RoutersSent: 2, Version: "0.1.0", Host: "mon1", PID: 4242,
 			},
 		},
 		Routers: []Router{
 			{
 				Identity: "192.0.2.1", Address: "192.0.2.1", SysName: "pe1.zrh", SysDescr: "Router OS 7.1", Source: SourceBMP, Heard: true,
 				Session: &Session{ID: 1, Port: 34567, Since: ago(70 * time.Hour)}, Sessions: 3, Messages: 12_345_678, Bytes: 1_234_567_890,
-				LastHeard: ago(200 * time.Millisecond), PeersUp: 48, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
+				LastHeard: ago(200 * time.Millisecond), PeersUp: 48, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Why: WhyLeads, Sending: true,
+				Readings: readings(0.004, 0), LowWaterLag: 0.03, Skipped: 1_187, Doubtful: 17,
 				Behind: Backlog{Messages: 812, Bytes: 98_000, OldestAge: 0.021}, Held: Backlog{Messages: 830, Bytes: 99_000, OldestAge: 0.024},
 				LowWater: int64(micro(ago(30 * time.Millisecond))), Acknowledged: 12_344_866, Replayed: 17, Records: 40_000_000, DecodeErrors: 3,
 				Freed: map[string]uint64{"mark": 5}, Dropped: map[string]uint64{"full": 0},
@@ -72,7 +73,8 @@ func active() *Status {
 			{
 				Identity: "2001:db8::2", Address: "2001:db8::2", SysName: "pe2.bsl", Source: SourceBMP, Heard: true,
 				Session: &Session{ID: 2, Port: 45678, Since: ago(70 * time.Hour)}, Sessions: 1, Messages: 4_321, Bytes: 567_890,
-				LastHeard: ago(4 * time.Minute), PeersUp: 2, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Sending: true,
+				LastHeard: ago(4 * time.Minute), PeersUp: 2, HeardBy: []string{"bmp-a", "bmp-b"}, Sender: "bmp-a", Why: WhyLeads, Sending: true,
+				Readings: readings(0, 0), LowWaterLag: 0.02,
 				LowWater: int64(micro(ago(20 * time.Millisecond))), Acknowledged: 4_321, Records: 9_000,
 			},
 		},
@@ -90,12 +92,44 @@ func active() *Status {
 		},
 		Sessions: Sessions{Now: 2, Max: 1000, Accepted: 4, Refused: map[string]uint64{"limit": 0, "not_allowed": 0}, Closed: map[string]uint64{"router": 2}},
 		LastTakeover: &Takeover{
-			At: ago(3*time.Hour + 12*time.Minute), From: "bmp-b", To: "bmp-a", Reason: "bmp-b no longer answers", Duration: 1.31, Replayed: 1_204, Token: 7,
+			At: ago(3*time.Hour + 12*time.Minute), From: "bmp-b", To: "bmp-a", Reason: "bmp-b no longer answers", Duration: 1.31, Replayed: 1_204, Token: 1_763_694_245_000_007,
 		},
 		Messages:     map[string]uint64{"route_monitoring": 12_349_000, "peer_up": 50, "statistics_report": 900},
 		MessageBytes: 1_235_135_780,
 		LeftOut:      map[string]uint64{"malformed": 3},
 	}
+}
+
+// readings are those of bmp-a, which sends, and bmp-b.
+func readings(a, b Seconds) []Reading {
+	return []Reading{{Member: "bmp-a", Behind: a, Whole: true, Sends: true}, {Member: "bmp-b", Behind: b, Whole: true}}
+}
+
+// linked has direct connections, reads the topic back, and took over twice.
+func linked(s *Status) *Status {
+	for i := range s.Members {
+		s.Members[i].Link = s.Members[i].Host + ":1791"
+	}
+	peer := "bmp-b"
+	if s.Process == peer {
+		peer = "bmp-a"
+	}
+	s.Link = &Link{Peers: []LinkPeer{{
+		Name: peer, Instance: "00000000000000b2", Address: "mon2:1791", Connected: true, Since: ago(time.Hour), HeardAge: 0.1, RoundTrip: 0.0004,
+	}}}
+	s.ReadBack = &ReadBack{Topics: 1, Partitions: 12, Known: 12, History: 120}
+	s.Sink.Fencing, s.Sink.FencedOthers = true, 1
+	s.TakeoversTotal = map[string]uint64{HowHandedOver: 1, HowDead: 1, HowOverdue: 1}
+	s.Takeovers = []TakenOver{
+		{
+			At: ago(3*time.Hour + 12*time.Minute), From: peer, How: HowDead, Token: 1_763_694_245_000_007, Routers: 40,
+			Gap: 0.31, Took: 0.042, ReadBack: 9_120, Skipped: 1_187, Doubtful: 17,
+		},
+		// On the screen, those of the last day.
+		{At: ago(5 * time.Hour), From: peer, How: HowHandedOver, Planned: true, Token: 1_763_694_245_000_005, Routers: 40, Gap: 0.009, Took: 0.003, ReadBack: 2_400, Skipped: 310},
+		{At: ago(50 * time.Hour), From: peer, How: HowOverdue, Token: 1_763_694_245_000_003, Routers: 39, Gap: 4.1, Took: 0.02, ReadBack: 8_000},
+	}
+	return s
 }
 
 // standby is the other one.
@@ -180,6 +214,8 @@ func scenarios() []scenario {
 		{"standby", standby(), nil, ExitStandby},
 		{"alone", alone(active()), []string{"alone"}, ExitActive},
 		{"alone-of-three", with(alone(active()), func(s *Status) { s.Cluster.Expected = 3 }), []string{"members_missing"}, ExitDegraded},
+		{"two-of-three", with(active(), func(s *Status) { s.Cluster.Expected = 3 }), []string{"members_missing"}, ExitDegraded},
+		{"alone-as-wanted", with(alone(active()), func(s *Status) { s.Cluster.Expected = 1 }), nil, ExitActive},
 		{"partner-gone", with(active(), func(s *Status) {
 			s.Members[0].Gone, s.Members[0].HeartbeatAge = true, 14
 			s.Reason = "no other member"
@@ -349,6 +385,65 @@ func scenarios() []scenario {
 			s.Dump = dumping()
 			s.Dump.LastError, s.Dump.LastErrorAt = "write the dump /var/dumps/192_0_2_1.json: no space left on device", ago(time.Minute)
 		}), []string{"dump_error"}, ExitActive},
+		{"linked", linked(active()), nil, ExitActive},
+		{"linked-standby", linked(standby()), nil, ExitStandby},
+		{"router-kept", with(linked(active()), func(s *Status) {
+			r := &s.Routers[1]
+			r.Sending, r.Sender, r.Why = false, "bmp-b", WhyLeaderDumps
+			r.Readings[0].Whole, r.Readings[0].Sends, r.Readings[1].Sends = false, false, true
+		}), nil, ExitActive},
+		{"many-reasons", with(linked(standby()), func(s *Status) {
+			for i, why := range []string{WhyOnly, WhyLeaderDeaf, WhyLeaderLate, WhyKept, WhyHandingOver, WhyTakingOver, WhyReadingBack, WhyLeaderDeaf, "x"} {
+				r := s.Routers[0]
+				r.Identity, r.Sender, r.Why = fmt.Sprintf("10.0.0.%d", i), "bmp-b", why
+				r.Readings = readings(Seconds(i), 0)
+				s.Routers = append(s.Routers, r)
+			}
+		}), nil, ExitStandby},
+		{"taking-over", with(linked(active()), func(s *Status) {
+			s.Since, s.Token, s.Reason = ago(300*time.Millisecond), 1_763_694_245_000_008, "no other member"
+			s.LastTakeover = &Takeover{At: s.Since, From: "bmp-b", To: "bmp-a", Reason: s.Reason, Token: 1_763_694_245_000_008}
+			s.Members[0].Gone = true
+			s.Link.Peers[0].Connected, s.Link.Peers[0].Since, s.Link.Peers[0].Error = false, ago(320*time.Millisecond), "connection refused"
+			for i := range s.Routers {
+				s.Routers[i].HeardBy, s.Routers[i].Why = []string{"bmp-a"}, WhyReadingBack
+				s.Routers[i].Readings = s.Routers[i].Readings[:1]
+			}
+			s.ReadBack.Reading = true
+			s.Takeovers = append([]TakenOver{{At: s.Since, From: "bmp-b", How: HowDead, Token: 1_763_694_245_000_008, Routers: 2, Waiting: 2}}, s.Takeovers...)
+		}), []string{"member_gone"}, ExitDegraded},
+		{"router-late", with(linked(active()), func(s *Status) {
+			s.Routers[0].Readings = []Reading{{Member: "bmp-a", Behind: 7.3, Whole: true, Late: true}, {Member: "bmp-b", Whole: true, Sends: true}}
+			s.Routers[0].Sending, s.Routers[0].Sender, s.Routers[0].Why = false, "bmp-b", WhyLeaderLate
+		}), []string{"router_late"}, ExitActive},
+		{"link-down", with(linked(standby()), func(s *Status) {
+			p := &s.Link.Peers[0]
+			p.Connected, p.Since, p.Error = false, ago(40*time.Second), "nothing was heard for twice the expiry"
+		}), []string{"link_down"}, ExitStandby},
+		{"link-down-holding", with(linked(standby()), func(s *Status) {
+			s.Link.Holds = true
+			s.Link.Peers = []LinkPeer{{Name: "bmp-a", Address: "mon1:1791", Error: "dial tcp 10.0.0.1:1791: i/o timeout"}}
+		}), []string{"link_down"}, ExitDegraded},
+		{"link-missing", with(linked(standby()), func(s *Status) {
+			s.Link.Peers, s.Members[1].Link = nil, ""
+		}), []string{"link_missing"}, ExitStandby},
+		{"ends-not-known", with(linked(standby()), func(s *Status) {
+			s.ReadBack.Known, s.ReadBack.Unknown = 9, 14
+			s.ReadBack.LastError, s.ReadBack.LastErrorAt = "list the ends of bmp: Local: Timed out", ago(time.Second)
+		}), []string{"read_back"}, ExitDegraded},
+		{"ends-not-known-active", with(linked(active()), func(s *Status) { s.ReadBack.Unknown = 14 }), []string{"read_back"}, ExitActive},
+		{"ends-not-known-kafka-down", with(linked(active()), func(s *Status) {
+			s.ReadBack.Unknown = 14
+			s.Sink.Connected, s.Sink.LastError = false, "all brokers are down"
+		}), []string{"sink_disconnected"}, ExitDegraded},
+		{"took-over-blind", with(linked(active()), func(s *Status) {
+			s.Sink.FencedOthers, s.Sink.FenceError, s.Sink.FenceErrorAt = 0, "fence bmpha.core.2.+bmp-b: context deadline exceeded", ago(41*time.Second)
+			s.LastTakeover.At = ago(42 * time.Second)
+			s.Takeovers = append([]TakenOver{{
+				At: ago(40 * time.Second), From: "bmp-b", How: HowExpired, Token: 1_763_694_245_000_008, Routers: 3, Gap: 2.2, Took: 1.0,
+				Blind: 2, BlindMessages: 4_800, Error: "context deadline exceeded",
+			}}, s.Takeovers...)
+		}), []string{"fence_failed", "takeover_blind"}, ExitActive},
 		{"hostile-names", with(active(), func(s *Status) {
 			s.Routers[0].SysName = "\x1b]0;owned\a\x1b[2J\u202e"
 			s.Routers[1].SysName = "\xff\xfe very long name that goes on and on for columns"
@@ -362,6 +457,10 @@ func scenarios() []scenario {
 			s.Intake.Files[0].Path, s.Intake.Files[0].Error = "\x1b[1m", "\x00"
 			s.Spool.Error = "\a"
 			s.Members[0].Unfit = "\x1b[0m"
+			s.Routers[1].Identity, s.Routers[1].Sender, s.Routers[1].Why = "\x1b[3m", "\x1b[4m", WhyOnly
+			s.Routers[1].Readings = []Reading{{Member: "\x1b[5m", Behind: 3}}
+			s.Link = &Link{Peers: []LinkPeer{{Name: s.Members[0].Name, Connected: true}, {Name: "\x1b[7m"}}}
+			s.Takeovers = []TakenOver{{At: at, From: "\x1b[8m", How: "\x1b[9m"}}
 		}), []string{"intake_none", "intake_file", "member_unfit", "spool_error", "sink_error"}, ExitDegraded},
 	}
 }

@@ -52,7 +52,7 @@ func fetch(t *testing.T, path string, q Query) (lines []string, more bool, err e
 // queries waits until n queries are being answered.
 func queries(t *testing.T, s *Server, n int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := rig.WaitFor(ctx, func() error {
 		if now := len(s.queries); now != n {

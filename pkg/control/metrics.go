@@ -237,6 +237,48 @@ func lastDump(name, help string, value func(*DumpDone) float64) metric {
 	})
 }
 
+// readingGauge has the members that hear a router as labels.
+func readingGauge(name, help string, value func(*Reading) float64) metric {
+	return newMetric(prometheus.GaugeValue, "router_reading_"+name, help, []string{"router", "source", "member"}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			r := &s.Routers[i]
+			for j := range r.Readings {
+				e(value(&r.Readings[j]), text(r.Identity), text(r.Source), text(r.Readings[j].Member))
+			}
+		}
+	})
+}
+
+func linkGauge(name, help string, value func(*LinkPeer) (float64, bool)) metric {
+	return newMetric(prometheus.GaugeValue, "link_"+name, help, []string{"member"}, func(s *Status, e emit) {
+		if s.Link == nil {
+			return
+		}
+		for i := range s.Link.Peers {
+			if v, known := value(&s.Link.Peers[i]); known {
+				e(v, text(s.Link.Peers[i].Name))
+			}
+		}
+	})
+}
+
+func readBackGauge(name, help string, value func(*ReadBack) float64) metric {
+	return newMetric(prometheus.GaugeValue, "read_back_"+name, help, nil, func(s *Status, e emit) {
+		if s.ReadBack != nil {
+			e(value(s.ReadBack))
+		}
+	})
+}
+
+// takenOver is of the last time that routers went on here, if there was one.
+func takenOver(name, help string, value func(*TakenOver) float64) metric {
+	return newMetric(prometheus.GaugeValue, "routers_takeover_"+name, help, nil, func(s *Status, e emit) {
+		if len(s.Takeovers) > 0 {
+			e(value(&s.Takeovers[0]))
+		}
+	})
+}
+
 func spoolGauge(name, help string, value func(*Spool) float64) metric {
 	return spoolMetric(prometheus.GaugeValue, name, help, value)
 }
@@ -331,6 +373,7 @@ var metrics = []metric{
 	memberGauge("takeover_token", "The last takeover that the member knows.", func(m *Member) (float64, bool) { return float64(m.Token), m.Kind != KindNative }),
 	memberGauge("routers_heard", "Routers that the member hears.", func(m *Member) (float64, bool) { return float64(m.RoutersHeard), m.Kind != KindNative }),
 	memberGauge("routers_sent", "Routers that the member sends.", func(m *Member) (float64, bool) { return float64(m.RoutersSent), m.Kind != KindNative }),
+	memberGauge("ready", "1 when the member is about to take routers over and has read what their sender wrote.", func(m *Member) (float64, bool) { return bit(m.Ready), m.Kind != KindNative }),
 	memberGauge("pid", "Process id of the member on its host.", func(m *Member) (float64, bool) { return float64(m.PID), m.PID != 0 }),
 
 	gauge("routers", "Routers known to this collector.", func(s *Status) float64 { return float64(len(s.Routers)) }),
@@ -341,6 +384,17 @@ var metrics = []metric{
 				e(1, text(r.Identity), text(r.Address), text(r.SysName), text(r.Source), text(r.Sender))
 			}
 		}),
+	newMetric(prometheus.GaugeValue, "router_sender", "1, with who is to send what the router says, and why, as labels.",
+		[]string{"router", "source", "sender", "why"}, func(s *Status, e emit) {
+			for i := range s.Routers {
+				if r := &s.Routers[i]; r.Sender != "" {
+					e(1, text(r.Identity), text(r.Source), text(r.Sender), text(r.Why))
+				}
+			}
+		}),
+	readingGauge("behind_seconds", "By how much the member's reading of the router is behind.", func(r *Reading) float64 { return float64(r.Behind) }),
+	readingGauge("whole", "1 when the member has read the table dump of the router's session.", func(r *Reading) float64 { return bit(r.Whole) }),
+	readingGauge("late", "1 while the member is so far behind that another is to send.", func(r *Reading) float64 { return bit(r.Late) }),
 	routerGauge("connected", "1 while the router has a session here.", func(r *Router) float64 { return bit(r.Session != nil) }),
 	routerGauge("heard", "1 while the router is heard here, by its session or through pmacct.", func(r *Router) float64 { return bit(r.here()) }),
 	newMetric(prometheus.GaugeValue, "router_session_since_timestamp_seconds", "When the open session began.", []string{"router", "source", "session", "port"}, func(s *Status, e emit) {
@@ -375,10 +429,19 @@ var metrics = []metric{
 			}
 		}
 	}),
+	newMetric(prometheus.GaugeValue, "router_low_water_lag_seconds", "How far the router's low-water mark is behind.", []string{"router", "source"}, func(s *Status, e emit) {
+		for i := range s.Routers {
+			if r := &s.Routers[i]; r.LowWater > 0 {
+				e(float64(r.LowWaterLag), text(r.Identity), text(r.Source))
+			}
+		}
+	}),
 	routerCounter("acknowledged_messages_total", "Messages whose records are all in Kafka.", func(r *Router) uint64 { return r.Acknowledged }),
 	routerCounters("freed_messages_total", "Messages forgotten because another collector has sent them, by how that is known.", "reason", func(r *Router) map[string]uint64 { return r.Freed }),
 	routerCounters("dropped_messages_total", "Messages that were neither sent nor known to be, by reason.", "reason", func(r *Router) map[string]uint64 { return r.Dropped }),
 	routerCounter("replayed_messages_total", "Messages sent that may have been in Kafka already.", func(r *Router) uint64 { return r.Replayed }),
+	routerCounter("skipped_records_total", "Records not sent because those of another sender are in Kafka.", func(r *Router) uint64 { return r.Skipped }),
+	routerCounter("doubtful_records_total", "Records sent although those of another sender may be in Kafka.", func(r *Router) uint64 { return r.Doubtful }),
 	routerCounter("records_total", "Records encoded.", func(r *Router) uint64 { return r.Records }),
 	routerCounter("rollbacks_total", "Times that sending went back to the first record not acknowledged.", func(r *Router) uint64 { return r.Rollbacks }),
 	routerCounter("decode_errors_total", "Messages that could not be fully decoded.", func(r *Router) uint64 { return r.DecodeErrors }),
@@ -412,6 +475,11 @@ var metrics = []metric{
 	counter("sink_failed_records_total", "Records reported as failed, to be sent again.", func(s *Status) uint64 { return s.Sink.Failed }),
 	counter("sink_dead_letter_records_total", "Records that can never be taken, set aside.", func(s *Status) uint64 { return s.Sink.DeadLetters }),
 	counter("sink_rebuilt_total", "Times that the producer was made anew.", func(s *Status) uint64 { return s.Sink.Rebuilt }),
+	gauge("sink_fencing", "1 when Kafka refuses what a sender still has that was replaced without having stopped.", func(s *Status) float64 { return bit(s.Sink.Fencing) }),
+	counter("sink_fenced_total", "Times that Kafka refused this collector because another one had replaced it.", func(s *Status) uint64 { return s.Sink.Fenced }),
+	counter("sink_fenced_others_total", "Times that this collector had Kafka refuse another one.", func(s *Status) uint64 { return s.Sink.FencedOthers }),
+	gauge("sink_fence_error_timestamp_seconds", "When another one could not be shut out, 0 if that has worked since or was never wanted.", func(s *Status) float64 { return epoch(s.Sink.FenceErrorAt) }),
+	counter("sink_unsure_records_total", "Records of commits whose outcome is not known.", func(s *Status) uint64 { return s.Sink.Unsure }),
 	counter("sink_bytes_total", "Bytes of keys, headers and values handed over.", func(s *Status) uint64 { return s.Sink.Bytes }),
 	gauge("sink_last_error_timestamp_seconds", "When the last error was reported, 0 for never.", func(s *Status) float64 { return epoch(s.Sink.LastErrorAt) }),
 
@@ -503,6 +571,24 @@ var metrics = []metric{
 	counter("redis_failures_total", "Rounds that failed.", func(s *Status) uint64 { return s.Redis.Failures }),
 	counter("redis_skipped_total", "Values read from Redis that were not sound.", func(s *Status) uint64 { return s.Redis.Skipped }),
 
+	newMetric(prometheus.GaugeValue, "link_holds_roles", "1 when the roles stay without Redis while the members hear each other directly.", nil, func(s *Status, e emit) {
+		if s.Link != nil {
+			e(bit(s.Link.Holds))
+		}
+	}),
+	linkGauge("connected", "1 while there is a direct connection to the member.", func(p *LinkPeer) (float64, bool) { return bit(p.Connected), true }),
+	linkGauge("since_timestamp_seconds", "When the connection was made, or ended.", func(p *LinkPeer) (float64, bool) { return epoch(p.Since), !p.Since.IsZero() }),
+	linkGauge("heard_age_seconds", "Time since the member was last heard directly.", func(p *LinkPeer) (float64, bool) { return float64(p.HeardAge), p.HeardAge > 0 }),
+	linkGauge("round_trip_seconds", "The last that was measured.", func(p *LinkPeer) (float64, bool) { return float64(p.RoundTrip), p.RoundTrip > 0 }),
+	readBackGauge("topics", "Topics whose ends are followed.", func(b *ReadBack) float64 { return float64(b.Topics) }),
+	readBackGauge("partitions", "Partitions of these topics.", func(b *ReadBack) float64 { return float64(b.Partitions) }),
+	readBackGauge("known_partitions", "Partitions whose end is known.", func(b *ReadBack) float64 { return float64(b.Known) }),
+	readBackGauge("reading", "1 while the topics are read because a takeover is under way or expected.", func(b *ReadBack) float64 { return bit(b.Reading) }),
+	readBackGauge("ready", "1 while all is read that the present sender writes.", func(b *ReadBack) float64 { return bit(b.Ready) }),
+	readBackGauge("unknown_seconds", "For how long the end of some partition was not known, 0 while all are.", func(b *ReadBack) float64 { return float64(b.Unknown) }),
+	readBackGauge("history_seconds", "How far back the ends are remembered.", func(b *ReadBack) float64 { return float64(b.History) }),
+	readBackGauge("last_error_timestamp_seconds", "When the last error was reported, 0 for never.", func(b *ReadBack) float64 { return epoch(b.LastErrorAt) }),
+
 	gauge("sessions", "Sessions open now.", func(s *Status) float64 { return float64(s.Sessions.Now) }),
 	gauge("sessions_max", "Most sessions that may be open.", func(s *Status) float64 { return float64(s.Sessions.Max) }),
 	counter("sessions_accepted_total", "Sessions accepted.", func(s *Status) uint64 { return s.Sessions.Accepted }),
@@ -511,8 +597,22 @@ var metrics = []metric{
 
 	gauge("last_takeover_timestamp_seconds", "When this collector last became active, 0 for never.", func(s *Status) float64 { return epoch(s.LastTakeover.orNone().At) }),
 	gauge("last_takeover_seconds", "How long the last takeover took.", func(s *Status) float64 { return float64(s.LastTakeover.orNone().Duration) }),
-	gauge("last_takeover_replayed_records", "Records sent at the last takeover that may have been in Kafka already.", func(s *Status) float64 { return float64(s.LastTakeover.orNone().Replayed) }),
+	gauge("last_takeover_replayed_records", "Messages sent since the last takeover that may have been in Kafka already.", func(s *Status) float64 { return float64(s.LastTakeover.orNone().Replayed) }),
 	gauge("last_takeover_token", "Token of the last takeover by this collector.", func(s *Status) float64 { return float64(s.LastTakeover.orNone().Token) }),
+
+	counters("takeovers_total", "Times that routers went on here behind another sender, by what had become of that one.", "how", func(s *Status) map[string]uint64 { return s.TakeoversTotal }),
+	takenOver("timestamp_seconds", "When routers last went on here behind another sender.", func(t *TakenOver) float64 { return epoch(t.At) }),
+	takenOver("planned", "1 if the other sender had stopped for that, or left in good order.", func(t *TakenOver) float64 { return bit(t.Planned) }),
+	takenOver("token", "Token of that time.", func(t *TakenOver) float64 { return float64(t.Token) }),
+	takenOver("routers", "Routers that went on.", func(t *TakenOver) float64 { return float64(t.Routers) }),
+	takenOver("waiting_routers", "Of these, that wait until it is known what Kafka has.", func(t *TakenOver) float64 { return float64(t.Waiting) }),
+	takenOver("gap_seconds", "Time without a sender, 0 if it is not known.", func(t *TakenOver) float64 { return float64(t.Gap) }),
+	takenOver("wait_seconds", "The longest time that a router waited until what Kafka has was known.", func(t *TakenOver) float64 { return float64(t.Took) }),
+	takenOver("read_back_records", "Records read from the ends of the topics.", func(t *TakenOver) float64 { return float64(t.ReadBack) }),
+	takenOver("skipped_records", "Records not sent because Kafka has them.", func(t *TakenOver) float64 { return float64(t.Skipped) }),
+	takenOver("doubtful_records", "Records sent although Kafka may have them.", func(t *TakenOver) float64 { return float64(t.Doubtful) }),
+	takenOver("blind_routers", "Routers that went on without knowing what Kafka has.", func(t *TakenOver) float64 { return float64(t.Blind) }),
+	takenOver("blind_messages", "What was held of them, all of which Kafka may have.", func(t *TakenOver) float64 { return float64(t.BlindMessages) }),
 
 	counters("messages_total", "BMP messages received, by type.", "type", func(s *Status) map[string]uint64 { return s.Messages }),
 	counter("message_bytes_total", "Bytes of BMP messages received.", func(s *Status) uint64 { return s.MessageBytes }),

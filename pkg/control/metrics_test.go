@@ -34,7 +34,7 @@ func exposition(t *testing.T, s *Status) string {
 // The full set of metrics. A change of this file is a change of what dashboards
 // and alarms rely on.
 func TestMetricSet(t *testing.T) {
-	s := beside()
+	s := linked(beside())
 	s.Intake.Files = files(beside()).Intake.Files
 	s.Dump = dumping()
 	s.Redis.State = RedisFailing // so that there is a problem
@@ -200,7 +200,7 @@ func TestProducersOfOneClientAreSummedUp(t *testing.T) {
 
 func TestWhatIsNotConfiguredIsNoMetric(t *testing.T) {
 	got := exposition(t, active())
-	for _, not := range []string{"bmpha_relay_", "bmpha_intake_", "bmpha_spool_"} {
+	for _, not := range []string{"bmpha_relay_", "bmpha_intake_", "bmpha_spool_", "bmpha_link_", "bmpha_read_back_", "bmpha_routers_takeover_"} {
 		if strings.Contains(got, not) {
 			t.Errorf("%s is there although there is none", not)
 		}

@@ -36,7 +36,9 @@ const (
 	producerGrace = Seconds(60)     // after a start pmacct may take this long to connect
 	filling       = 0.80            // of a limit
 	full          = 0.95
-	listedRouters = 3 // named in one problem
+	linkGrace     = 5 * time.Second // after they have started or parted, members may take this long to connect
+	unknownAfter  = Seconds(5)      // ends of topics not known
+	listedRouters = 3               // named in one problem
 	listedFiles   = 2
 )
 
@@ -48,6 +50,8 @@ func Problems(s *Status, now time.Time) []Problem {
 	d.process()
 	d.sink()
 	d.redis()
+	d.link()
+	d.readBack()
 	d.relay()
 	d.intake()
 	d.unfit()
@@ -139,6 +143,72 @@ func (d *diagnosis) sink() {
 		}
 		d.add(Notice, "dead_letters", "%s that %s can never take, set aside%s", plural(s.DeadLetters, "record"), name, where)
 	}
+	if s.FenceError != "" && d.now.Sub(s.FenceErrorAt) < recently {
+		d.add(Notice, "fence_failed", "%s ago a collector that was replaced could not be shut out of %s: what it still has may come late, with its old token%s", sinceWords(s.FenceErrorAt, d.now), name, because(s.FenceError))
+	}
+}
+
+// link says which of the living members are not reached directly although that is
+// wanted.
+func (d *diagnosis) link() {
+	s := d.s
+	if s.Link == nil {
+		return
+	}
+	peers := make(map[string]*LinkPeer)
+	for i := range s.Link.Peers {
+		peers[s.Link.Peers[i].Name] = &s.Link.Peers[i]
+	}
+	severity, consequence := Notice, "its end would be noticed later"
+	if s.Link.Holds {
+		severity, consequence = Degraded, "without Redis both would send"
+	}
+	for i := range s.Members {
+		m := &s.Members[i]
+		p := peers[m.Name]
+		switch {
+		case m.Self || m.Gone || m.Kind == KindNative || m.Name == s.Process:
+		case p != nil && p.Connected:
+			if p.Error != "" {
+				d.add(Notice, "link_address", "%s advertises %s for direct connections, where it was not reached%s; its end would be noticed later", m.Name, m.Link, because(p.Error))
+			}
+		case m.Link == "":
+			d.add(severity, "link_missing", "%s has no link to the other collectors: %s", m.Name, consequence)
+		case s.Uptime < Seconds(linkGrace.Seconds()) || d.now.Sub(m.Since) < linkGrace:
+		case p == nil || p.Since.IsZero():
+			why := ""
+			if p != nil {
+				why = because(p.Error)
+			}
+			d.add(severity, "link_down", "%s at %s was never reached directly%s; %s", m.Name, m.Link, why, consequence)
+		case d.now.Sub(p.Since) >= linkGrace:
+			d.add(severity, "link_down", "%s at %s is not reached directly for %s%s; %s", m.Name, m.Link, sinceWords(p.Since, d.now), because(p.Error), consequence)
+		}
+	}
+}
+
+// readBack says whether a takeover would know what Kafka has, and whether the last
+// one did.
+func (d *diagnosis) readBack() {
+	s := d.s
+	if b := s.ReadBack; b != nil && b.Unknown >= unknownAfter && s.Sink.Connected && s.Sink.Stalled < stallAfter {
+		severity := Notice
+		if s.Role != RoleActive {
+			severity = Degraded
+		}
+		why := ""
+		if !b.LastErrorAt.IsZero() && d.now.Sub(b.LastErrorAt) < recently {
+			why = because(b.LastError)
+		}
+		d.add(severity, "read_back", "the end of what %s has cannot be read for %s, a takeover now would repeat what is held%s", s.sinkName(), span(b.Unknown), why)
+	}
+	if len(s.Takeovers) == 0 || s.ReadBack == nil {
+		return
+	}
+	if t := &s.Takeovers[0]; t.Blind > 0 && t.BlindMessages > 0 && d.now.Sub(t.At) < recently {
+		d.add(Notice, "takeover_blind", "%s went on %s ago without knowing what %s has, %s may be repeated%s",
+			plural(t.Blind, "router"), sinceWords(t.At, d.now), s.sinkName(), plural(t.BlindMessages, "message"), because(t.Error))
+	}
 }
 
 func (d *diagnosis) redis() {
@@ -154,7 +224,10 @@ func (d *diagnosis) redis() {
 	switch r.State {
 	case RedisUnreachable:
 		consequence := "every collector is active, records may be repeated"
-		if d.s.Role != RoleActive {
+		switch {
+		case r.Held:
+			consequence = "the roles stay, the collectors hear each other directly"
+		case d.s.Role != RoleActive:
 			consequence = "the other collectors are not seen"
 		}
 		d.add(Degraded, "redis_unreachable", "%s %s%s; %s", name, last, because(r.LastError), consequence)
@@ -231,7 +304,7 @@ func (d *diagnosis) members() {
 		d.add(Degraded, "members_missing", "alone, %d members are expected: no other collector would take over", s.Cluster.Expected)
 	case missing > 0:
 		d.add(Degraded, "members_missing", "%d of %d expected members missing", missing, s.Cluster.Expected)
-	case s.others() == 0 && len(gone) == 0:
+	case s.others() == 0 && len(gone) == 0 && s.Cluster.Expected == 0:
 		d.add(Notice, "alone", "alone: no other collector would take over")
 	}
 }
@@ -438,6 +511,16 @@ func (r *Router) here() bool {
 	return r.Heard || r.Session != nil && r.Source != SourcePmacct
 }
 
+// reading is how a member gets on with reading the router, nil if that is not known.
+func (r *Router) reading(member string) *Reading {
+	for i := range r.Readings {
+		if r.Readings[i].Member == member {
+			return &r.Readings[i]
+		}
+	}
+	return nil
+}
+
 func (r *Router) condition(role string) condition {
 	switch {
 	case !r.here() && len(r.HeardBy) > 0:
@@ -481,6 +564,15 @@ func (d *diagnosis) routers() {
 	d.router(Degraded, "router_unsent", by[routerUnsent], "is heard and sent by nobody", "are heard and sent by nobody", none)
 	d.router(missing, "router_elsewhere", by[routerElsewhere], "is heard only elsewhere", "are heard only elsewhere", func(r *Router) string {
 		return " (by " + list(r.HeardBy, 2) + ")"
+	})
+	var late []*Router
+	for i := range d.s.Routers {
+		if r := d.s.Routers[i].reading(d.s.Process); r != nil && r.Late {
+			late = append(late, &d.s.Routers[i])
+		}
+	}
+	d.router(Notice, "router_late", late, "is read late here", "are read late here", func(r *Router) string {
+		return fmt.Sprintf(" (%s behind)", span(r.reading(d.s.Process).Behind))
 	})
 	d.router(Degraded, "router_opaque", by[routerOpaque], "sent what cannot be decoded and is only passed on", "sent what cannot be decoded and are only passed on", none)
 }

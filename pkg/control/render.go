@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -30,6 +31,15 @@ const (
 	shownMembers = 6
 	shownProblem = 6
 	minRouters   = 3 // shown at least, however low the screen
+
+	shownGroups    = 3 // of routers that are alike
+	shownTakeovers = 3
+
+	// worthTelling is the least by which a reading is behind, or a link silent.
+	worthTelling = Seconds(1)
+	// takeoverTogether is how long after the role routers may go on at the latest
+	// for both to be one takeover.
+	takeoverTogether = 10 * time.Second
 )
 
 // Render draws s as one screen of text. The first line says the role, who, since
@@ -215,6 +225,22 @@ func (c *canvas) labelled(label, text string) {
 		used += 1 + n
 	}
 	c.line(line)
+}
+
+// listed writes lines of one part, the first ones, or as much of them as is there
+// where there is little room.
+func (c *canvas) listed(label string, lines []string) {
+	if c.dense == packed && len(lines) > 0 {
+		lines = []string{strings.Join(lines, "; ")}
+	}
+	for i, text := range lines {
+		if i == shownGroups && len(lines) > shownGroups+1 {
+			c.labelled("", fmt.Sprintf("… and %s more", count(len(lines)-i)))
+			return
+		}
+		c.labelled(label, text)
+		label = ""
+	}
 }
 
 // width counts the columns of s without its colours.
@@ -441,6 +467,8 @@ func (r *Router) heard(now time.Time) string {
 // parts writes the parts that carry the data.
 func (c *canvas) parts(s *Status, now time.Time) {
 	c.gap()
+	c.listed("sent by", s.senders())
+	c.listed("reading", s.readings())
 	for i := range s.Relay {
 		c.labelled("relay", s.Relay[i].words(now))
 	}
@@ -480,6 +508,12 @@ func (c *canvas) parts(s *Status, now time.Time) {
 	if k.DeadLetters > 0 {
 		sink += ", " + plural(k.DeadLetters, "dead letter")
 	}
+	if k.Fenced > 0 {
+		sink += ", shut out " + plural(k.Fenced, "time")
+	}
+	if k.Unsure > 0 {
+		sink += ", " + count(k.Unsure) + " unsure"
+	}
 	sink += "; " + clean(k.Target)
 	// A young error is among the problems.
 	if k.LastError != "" && k.Connected && now.Sub(k.LastErrorAt) >= recently {
@@ -496,20 +530,219 @@ func (c *canvas) parts(s *Status, now time.Time) {
 	default:
 		state := r.State
 		if state != RedisOK {
-			state = strings.ToUpper(state)
+			state = strings.ToUpper(state) + ", answered"
 		}
-		c.labelled("redis", fmt.Sprintf("%s %s, answered %s ago in %s, %s", clean(r.Address), clean(state), span(r.LastOKAge), span(r.RoundTrip), plural(r.Failures, "failure")))
+		text := fmt.Sprintf("%s %s %s ago in %s, %s", clean(r.Address), clean(state), span(r.LastOKAge), span(r.RoundTrip), plural(r.Failures, "failure"))
+		if s.Token != 0 {
+			text += fmt.Sprintf(", token %d", s.Token)
+		}
+		c.labelled("redis", text)
 	}
 
-	if t := s.LastTakeover; t != nil {
+	if s.Link != nil {
+		c.labelled("link", s.Link.words(s.Members, now))
+	}
+
+	latest := shownTakeovers
+	if c.dense >= short {
+		latest = 1
+	}
+	t := s.LastTakeover
+	if n := len(s.Takeovers); n > 0 && (t == nil || s.Takeovers[0].At.After(t.At.Add(-takeoverTogether))) {
+		label := "takeover"
+		for i := range s.Takeovers[:min(n, latest)] {
+			if i > 0 && now.Sub(s.Takeovers[i].At) > 24*time.Hour {
+				break
+			}
+			c.labelled(label, s.Takeovers[i].words(now))
+			label = ""
+		}
+		return
+	}
+	if t != nil {
 		from := ""
 		if t.From != "" {
 			from = " from " + t.From
 		}
-		c.labelled("takeover", clean(fmt.Sprintf("%s ago%s in %s, %s replayed: %s", sinceWords(t.At, now), from, span(t.Duration), plural(t.Replayed, "record"), t.Reason)))
+		c.labelled("takeover", clean(fmt.Sprintf("%s ago%s in %s, %s replayed since: %s", sinceWords(t.At, now), from, span(t.Duration), plural(t.Replayed, "message"), t.Reason)))
 	} else {
 		c.labelled("takeover", "none since the start")
 	}
+}
+
+// leader names the member that is active, "the leader" if that is not known.
+func (s *Status) leader() string {
+	if s.Role == RoleActive {
+		return "this one"
+	}
+	for i := range s.Members {
+		if m := &s.Members[i]; m.Role == RoleActive && !m.Gone && !m.Self {
+			return clean(m.Name)
+		}
+	}
+	return "the leader"
+}
+
+// whys say why a router is not, or not yet, sent by the leader: of one and of many.
+// %s is the leader. Those that are left out are as they should be, or are among the
+// problems.
+var whys = map[string][2]string{
+	WhyOnly:        {"nobody else hears it", "nobody else hears them"},
+	WhyLeaderDeaf:  {"%s does not hear it", "%s does not hear them"},
+	WhyLeaderDumps: {"%s has yet to read its table dump", "%s has yet to read their table dumps"},
+	WhyLeaderLate:  {"%s reads it late", "%s reads them late"},
+	WhyKept:        {"taken over and not given back to %s", "taken over and not given back to %s"},
+	WhyHandingOver: {"soon, this one sends until it is ready", "soon, this one sends until it is ready"},
+	WhyTakingOver:  {"soon, another has not stopped yet", "soon, another has not stopped yet"},
+	WhyReadingBack: {"soon, reads what Kafka has", "soon, reads what Kafka has"},
+}
+
+// senders writes who sends what is not simply sent by the leader, and why.
+func (s *Status) senders() (lines []string) {
+	type sent struct{ by, why string }
+	groups := make(map[sent][]string)
+	for i := range s.Routers {
+		if r := &s.Routers[i]; whys[r.Why][0] != "" {
+			k := sent{r.Sender, r.Why}
+			groups[k] = append(groups[k], clean(r.Identity))
+		}
+	}
+	for k, names := range groups {
+		slices.Sort(names)
+		why := whys[k.why][0]
+		if len(names) > 1 {
+			why = whys[k.why][1]
+		}
+		if strings.Contains(why, "%s") {
+			why = fmt.Sprintf(why, s.leader())
+		}
+		lines = append(lines, fmt.Sprintf("%s: %s (%s)", s.nameOf(k.by), list(names, listedRouters), why))
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// nameOf writes the name of a member.
+func (s *Status) nameOf(member string) string {
+	if member == s.Process {
+		return "this one"
+	}
+	return clean(member)
+}
+
+// readings writes who is behind with reading, or has not read whole tables yet.
+func (s *Status) readings() (lines []string) {
+	dumps, behind := make(map[string]int), make(map[string][]*Router)
+	for i := range s.Routers {
+		for _, d := range s.Routers[i].Readings {
+			if !d.Whole {
+				dumps[d.Member]++
+			}
+			if d.Behind >= worthTelling || d.Late {
+				behind[d.Member] = append(behind[d.Member], &s.Routers[i])
+			}
+		}
+	}
+	members := slices.Sorted(maps.Keys(dumps))
+	for m := range behind {
+		if dumps[m] == 0 {
+			members = append(members, m)
+		}
+	}
+	slices.Sort(members)
+	for _, m := range members {
+		var parts []string
+		if n := dumps[m]; n > 0 {
+			parts = append(parts, plural(n, "table dump")+" under way")
+		}
+		if late := behind[m]; len(late) > 0 {
+			slices.SortFunc(late, func(a, b *Router) int {
+				return cmp.Or(cmp.Compare(b.reading(m).Behind, a.reading(m).Behind), strings.Compare(a.Identity, b.Identity))
+			})
+			var names []string
+			for _, r := range late {
+				names = append(names, clean(r.Identity)+" "+span(r.reading(m).Behind))
+			}
+			parts = append(parts, list(names, listedRouters)+" behind")
+		}
+		lines = append(lines, s.nameOf(m)+": "+strings.Join(parts, ", "))
+	}
+	return lines
+}
+
+// words writes which members are reached directly. Errors are among the problems.
+func (l *Link) words(members []Member, now time.Time) string {
+	reached := make(map[string]bool)
+	var up, down []string
+	for i := range l.Peers {
+		p := &l.Peers[i]
+		if !p.Connected {
+			continue
+		}
+		reached[p.Name] = true
+		text := clean(p.Name) + " for " + sinceWords(p.Since, now)
+		if p.RoundTrip > 0 {
+			text += ", round trip " + span(p.RoundTrip)
+		}
+		if p.HeardAge >= worthTelling {
+			text += ", silent for " + span(p.HeardAge)
+		}
+		up = append(up, text)
+	}
+	for i := range members {
+		if m := &members[i]; !m.Self && !m.Gone && m.Kind != KindNative && !reached[m.Name] {
+			down = append(down, clean(m.Name))
+		}
+	}
+	slices.Sort(up)
+	slices.Sort(down)
+	var parts []string
+	if len(up) > 0 {
+		parts = append(parts, "connected to "+list(up, shownGroups))
+	}
+	if len(down) > 0 {
+		parts = append(parts, "NOT CONNECTED to "+list(down, 3))
+	}
+	if parts == nil {
+		return "no other member"
+	}
+	return strings.Join(parts, "; ")
+}
+
+// hows say what had become of the sender before, whose name is %s.
+var hows = map[string]string{
+	HowHandedOver: "handed over by %s",
+	HowStopped:    "from %s, which had left",
+	HowDead:       "from %s, whose process had died",
+	HowExpired:    "from %s, which had fallen silent",
+	HowOverdue:    "from %s, which did not stop in time",
+	HowRedisAway:  "beside %s, without Redis",
+}
+
+// words writes when routers went on, behind whom, and what that cost.
+func (t *TakenOver) words(now time.Time) string {
+	from := cmp.Or(t.From, "another")
+	how := "from " + from
+	if text := hows[t.How]; text != "" {
+		how = fmt.Sprintf(text, from)
+	}
+	parts := []string{plural(t.Routers, "router")}
+	if t.Waiting > 0 {
+		parts = append(parts, count(t.Waiting)+" WAITING")
+	}
+	if t.Gap > 0 {
+		parts = append(parts, span(t.Gap)+" without a sender")
+	}
+	if t.Skipped > 0 {
+		parts = append(parts, count(t.Skipped)+" in Kafka left out")
+	}
+	if t.Doubtful > 0 {
+		parts = append(parts, count(t.Doubtful)+" in doubt")
+	}
+	if t.BlindMessages > 0 {
+		parts = append(parts, plural(t.BlindMessages, "message")+" perhaps repeated")
+	}
+	return clean(sinceWords(t.At, now) + " ago " + how + ": " + strings.Join(parts, ", "))
 }
 
 // usage writes "12.0 of 1,024 MiB (1 %)", without the limit when there is none.

@@ -182,6 +182,61 @@ func TestRelayProblems(t *testing.T) {
 	}
 }
 
+// A member that is not reached directly is a problem, but for those that have just
+// come and those that cannot be.
+func TestLinkProblems(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(s *Status, m *Member, p *LinkPeer)
+		code   string
+	}{
+		{"connected", func(*Status, *Member, *LinkPeer) {}, ""},
+		{"parted for a moment", func(_ *Status, _ *Member, p *LinkPeer) { p.Connected, p.Since = false, ago(time.Second) }, ""},
+		{"parted", func(_ *Status, _ *Member, p *LinkPeer) { p.Connected, p.Since = false, ago(6*time.Second) }, "link_down"},
+		{"never connected", func(_ *Status, _ *Member, p *LinkPeer) { p.Connected, p.Since = false, time.Time{} }, "link_down"},
+		{"not known to the link", func(s *Status, _ *Member, _ *LinkPeer) { s.Link.Peers = nil }, "link_down"},
+		{"it has just come", func(s *Status, m *Member, _ *LinkPeer) { s.Link.Peers, m.Since = nil, ago(time.Second) }, ""},
+		{"this one has just started", func(s *Status, _ *Member, _ *LinkPeer) { s.Link.Peers, s.Uptime = nil, 3 }, ""},
+		{"gone", func(s *Status, m *Member, _ *LinkPeer) { s.Link.Peers, m.Gone = nil, true }, "member_gone"},
+		{"native", func(s *Status, m *Member, _ *LinkPeer) { s.Link.Peers, m.Kind, m.Link = nil, KindNative, "" }, ""},
+		{"it has none", func(s *Status, m *Member, _ *LinkPeer) { s.Link.Peers, m.Link = nil, "" }, "link_missing"},
+		{"this one has none", func(s *Status, _ *Member, _ *LinkPeer) { s.Link = nil }, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := linked(active())
+			tt.change(s, &s.Members[0], &s.Link.Peers[0])
+			code := ""
+			for _, p := range Problems(s, at) {
+				code += p.Code
+			}
+			if code != tt.code {
+				t.Errorf("problem %q, want %q", code, tt.code)
+			}
+		})
+	}
+}
+
+func TestTakeoversInWords(t *testing.T) {
+	for how, want := range map[string]string{
+		HowHandedOver: "5 min ago handed over by bmp-b: 2 routers, 9.0 ms without a sender",
+		HowStopped:    "5 min ago from bmp-b, which had left: 2 routers, 9.0 ms without a sender",
+		HowDead:       "5 min ago from bmp-b, whose process had died: 2 routers, 9.0 ms without a sender",
+		HowExpired:    "5 min ago from bmp-b, which had fallen silent: 2 routers, 9.0 ms without a sender",
+		HowOverdue:    "5 min ago from bmp-b, which did not stop in time: 2 routers, 9.0 ms without a sender",
+		HowRedisAway:  "5 min ago beside bmp-b, without Redis: 2 routers, 9.0 ms without a sender",
+		"new":         "5 min ago from bmp-b: 2 routers, 9.0 ms without a sender",
+	} {
+		got := (&TakenOver{At: ago(5 * time.Minute), From: "bmp-b", How: how, Routers: 2, Gap: 0.009}).words(at)
+		if got != want {
+			t.Errorf("%s: %q, want %q", how, got, want)
+		}
+	}
+	got := (&TakenOver{At: at, Routers: 3, Waiting: 1, Skipped: 1_200, Doubtful: 4, Blind: 1, BlindMessages: 17}).words(at)
+	if want := "0 s ago from another: 3 routers, 1 WAITING, 1,200 in Kafka left out, 4 in doubt, 17 messages perhaps repeated"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 func TestAnOldDocumentIsAProblem(t *testing.T) {
 	s := active()
 	if got := ExitCode(s, at.Add(12*time.Second)); got != ExitDegraded {
@@ -384,6 +439,12 @@ func FuzzRender(f *testing.F) {
 			Files: []IntakeFile{{Path: router, Behind: int64(n), Error: reason}, {Path: member, Behind: -1, Error: reason}},
 		}
 		s.Spool = &Spool{Backlog: Backlog{n, n, Seconds(age)}, Dir: router, Used: n, Limit: n, Cut: n, Recovered: n, Error: reason}
+		s.Routers[1].Why, s.Routers[0].Why = WhyLeaderDeaf, router
+		s.Routers[0].Readings = []Reading{{Member: member, Behind: Seconds(age), Late: n%2 == 0, Whole: n%3 == 0}}
+		s.Link = &Link{Holds: n%2 == 0, Peers: []LinkPeer{{Name: member, Connected: n%2 == 1, Error: reason, HeardAge: Seconds(age)}, {Name: router, Connected: true}}}
+		s.ReadBack = &ReadBack{Unknown: Seconds(age), LastError: reason, LastErrorAt: at}
+		s.Sink.Fenced, s.Sink.Unsure, s.Sink.FenceError, s.Sink.FenceErrorAt = n, n, reason, at
+		s.Takeovers = []TakenOver{{At: at, From: member, How: reason, Gap: Seconds(age), Skipped: n, Blind: 1, BlindMessages: n, Error: reason}, {At: at, How: HowDead, From: router}}
 		got := screen(t, s, RenderOptions{Now: at, Width: width % 300, Height: height % 300})
 		if i := strings.IndexFunc(got, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
 			t.Errorf("character %q at %d of\n%s", got[i:min(i+4, len(got))], i, got)

@@ -276,7 +276,10 @@ func (s *Status) complete(now time.Time) {
 		notNil(&intake.Producers)
 		s.Intake = &intake
 	}
-	for _, m := range []*map[string]uint64{&s.RoleChanges, &s.Hold.Dropped, &s.Sessions.Refused, &s.Sessions.Closed, &s.Messages, &s.LeftOut} {
+	if s.Link != nil && s.Link.Peers == nil {
+		s.Link = &Link{Holds: s.Link.Holds, Peers: []LinkPeer{}}
+	}
+	for _, m := range []*map[string]uint64{&s.RoleChanges, &s.TakeoversTotal, &s.Hold.Dropped, &s.Sessions.Refused, &s.Sessions.Closed, &s.Messages, &s.LeftOut} {
 		notNilMap(m)
 	}
 }

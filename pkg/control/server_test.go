@@ -100,7 +100,7 @@ func TestStatusOverTheSocket(t *testing.T) {
 
 // The keys of the document. A key that goes or changes its meaning breaks scripts.
 func TestDocument(t *testing.T) {
-	s := beside()
+	s := linked(beside())
 	s.Intake.Files = files(beside()).Intake.Files
 	s.Dump = dumping()
 	s.Redis.State, s.Redis.LastError = RedisFailing, "no answer in time"
@@ -310,6 +310,14 @@ func TestWhatIsNoSocketIsLeftAlone(t *testing.T) {
 	}
 }
 
+func TestSocketWithoutAFolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "none", "s")
+	_, err := Listen(ServerOptions{Backend: &backend{}, Socket: path, Log: quiet()})
+	if want := "(make the folder, or set control.socket)"; !errors.Is(err, fs.ErrNotExist) || !strings.HasSuffix(err.Error(), want) {
+		t.Errorf("%v, want %s at the end", err, want)
+	}
+}
+
 func TestLongSocketPaths(t *testing.T) {
 	// As many bytes as the system takes must do, one more must be said.
 	dir := t.TempDir()
@@ -458,7 +466,7 @@ func TestLongPollCancelled(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("the backend's context: %v, want context.Canceled", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the backend still waits")
 	}
 	wg.Wait()

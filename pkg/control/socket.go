@@ -38,6 +38,9 @@ func listenSocket(path string) (_ *socket, err error) {
 		}
 	}()
 	lock, err := lockFile(path + ".lock")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w (make the folder, or set control.socket)", err)
+	}
 	if err != nil {
 		return nil, err
 	}

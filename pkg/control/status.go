@@ -33,7 +33,7 @@ const (
 	RedisOff         = "off"         // none is configured
 	RedisOK          = "ok"          // the last round succeeded
 	RedisFailing     = "failing"     // rounds fail, the role is kept for now
-	RedisUnreachable = "unreachable" // counts as gone: every collector is active
+	RedisUnreachable = "unreachable" // counts as gone: every collector is active, unless Redis.Held
 )
 
 // A Status is everything that a collector tells about itself at one moment.
@@ -90,10 +90,21 @@ type Status struct {
 	// Tables is what is kept of the routers' routes; absent when nothing is.
 	Tables *Tables `json:"tables,omitempty"`
 	// Dump is how the dumps of tables go; absent when there are none.
-	Dump         *Dump     `json:"dump,omitempty"`
-	Redis        Redis     `json:"redis"`
+	Dump  *Dump `json:"dump,omitempty"`
+	Redis Redis `json:"redis"`
+	// Link is how things stand with the direct connections to the other members;
+	// absent when there are none.
+	Link *Link `json:"link,omitempty"`
+	// ReadBack is what is known of the ends of the topics; absent when they are not
+	// read back.
+	ReadBack     *ReadBack `json:"read_back,omitempty"`
 	Sessions     Sessions  `json:"sessions"`
 	LastTakeover *Takeover `json:"last_takeover,omitempty"`
+	// Takeovers are the last times that routers went on here behind another sender,
+	// the newest first: a few of them.
+	Takeovers []TakenOver `json:"takeovers,omitempty"`
+	// TakeoversTotal counts all of them, by what had become of the other one.
+	TakeoversTotal map[string]uint64 `json:"takeovers_total"`
 
 	// Messages counts BMP messages received from all routers, by type:
 	// route_monitoring, statistics_report, peer_down, peer_up, initiation,
@@ -145,9 +156,14 @@ type Member struct {
 	Unfit        string `json:"unfit,omitempty"`
 	RoutersHeard int    `json:"routers_heard"`
 	RoutersSent  int    `json:"routers_sent"`
-	Version      string `json:"version,omitempty"`
-	Host         string `json:"host,omitempty"`
-	PID          int    `json:"pid,omitempty"`
+	// Ready is set when it is about to take routers over and has read all that their
+	// sender has written.
+	Ready bool `json:"ready"`
+	// Link is the host:port where it is reached directly; absent if it is not.
+	Link    string `json:"link,omitempty"`
+	Version string `json:"version,omitempty"`
+	Host    string `json:"host,omitempty"`
+	PID     int    `json:"pid,omitempty"`
 }
 
 // A Router is a BMP speaker as this collector knows it: one that has or had a
@@ -174,8 +190,15 @@ type Router struct {
 	// HeardBy are the members that hear it, self included.
 	HeardBy []string `json:"heard_by"`
 	// Sender is the member that sends what the router says; "" when none is known.
-	Sender  string `json:"sender"`
+	Sender string `json:"sender"`
+	// Why says why that one is the sender, or what it waits for: leads, …; absent
+	// when there is none.
+	Why     string `json:"why,omitempty"`
 	Sending bool   `json:"sending"` // this collector hands its records over
+	// Readings are how the members that hear it get on with reading it, by their
+	// names, self included. Members that do not say so, native ones and those of
+	// earlier versions, are left out, and all others while Redis is away.
+	Readings []Reading `json:"readings,omitempty"`
 	// Paused is set while it is not read from, because the hold is full.
 	Paused bool `json:"paused"`
 	// Opaque is set when the session is passed on but can no longer be decoded.
@@ -189,16 +212,51 @@ type Router struct {
 	// LowWater is the time on Redis' clock, in µs since the Unix epoch, before
 	// which everything received is acknowledged, as told by the sender; absent
 	// when nobody tells.
-	LowWater     int64             `json:"low_water_us,omitempty"`
+	LowWater int64 `json:"low_water_us,omitempty"`
+	// LowWaterLag is how far LowWater is behind Redis' clock.
+	LowWaterLag  Seconds           `json:"low_water_lag_seconds,omitempty"`
 	Acknowledged uint64            `json:"acknowledged"` // messages whose records are all in Kafka
 	Freed        map[string]uint64 `json:"freed"`        // messages that another has sent, by reason: mark, window
 	Dropped      map[string]uint64 `json:"dropped"`      // messages, by reason
 	Replayed     uint64            `json:"replayed"`     // messages sent that may be in Kafka already
-	Records      uint64            `json:"records"`      // encoded
-	Rollbacks    uint64            `json:"rollbacks"`    // times the send cursor went back
-	DecodeErrors uint64            `json:"decode_errors"`
+	// Skipped counts records that were left out because another sender's are in
+	// Kafka, Doubtful those that were sent although it may have them.
+	Skipped      uint64 `json:"skipped_records"`
+	Doubtful     uint64 `json:"doubtful_records"`
+	Records      uint64 `json:"records"`   // encoded
+	Rollbacks    uint64 `json:"rollbacks"` // times the send cursor went back
+	DecodeErrors uint64 `json:"decode_errors"`
 	// Table is what is kept of its routes; absent when nothing is.
 	Table *RouterRoutes `json:"table,omitempty"`
+}
+
+// Values of Router.Why. L is the member that leads: the active one.
+const (
+	WhyLeads       = "leads"
+	WhyNative      = "native"       // a native member comes first and is taken to hear everything
+	WhyRedisAway   = "redis_away"   // without Redis everybody sends
+	WhyOnly        = "only"         // no other member hears it
+	WhyLeaderDeaf  = "leader_deaf"  // L does not hear it
+	WhyLeaderDumps = "leader_dumps" // L is not through with the table dump yet
+	WhyLeaderLate  = "leader_late"  // L is behind with reading it
+	WhyKept        = "kept"         // it has taken the router over, and has not given it back to L yet
+	WhyLast        = "last"         // nobody hears it any more, it has sent it last
+	WhyHandingOver = "handing_over" // this collector sends until that one is ready
+	WhyTakingOver  = "taking_over"  // it is to send; another has not stopped yet
+	WhyReadingBack = "reading_back" // it is this collector, which waits until it is known what Kafka has
+)
+
+// A Reading is how a member gets on with reading a router.
+type Reading struct {
+	Member string `json:"member"`
+	// Behind is by how much: what came that long ago may wait in the socket; 0
+	// when all that has come was read.
+	Behind Seconds `json:"behind_seconds"`
+	// Whole is set when the table dump with which the session began is through.
+	Whole bool `json:"whole"`
+	// Late is set when it is, and has been, so far behind that another is to send.
+	Late  bool `json:"late"`
+	Sends bool `json:"sends"` // its records may be handed over or under way there
 }
 
 // RouterRoutes is what is kept of a router's routes.
@@ -375,22 +433,37 @@ type Sink struct {
 	Window    uint64 `json:"window"`    // most records in flight
 	// Stalled is the time since the last progress while records wait; 0 when
 	// none waits.
-	Stalled        Seconds   `json:"stalled_seconds"`
-	Handed         uint64    `json:"handed"`       // records
-	Acknowledged   uint64    `json:"acknowledged"` // records
-	Failed         uint64    `json:"failed"`       // records reported as failed, to be sent again
-	DeadLetters    uint64    `json:"dead_letters"` // records that can never be taken, set aside
-	DeadLetterFile string    `json:"dead_letter_file,omitempty"`
-	Rebuilt        uint64    `json:"rebuilt"` // times the producer was made anew
-	Bytes          uint64    `json:"bytes"`   // handed over
-	LastError      string    `json:"last_error,omitempty"`
-	LastErrorAt    time.Time `json:"last_error_at,omitzero"`
+	Stalled        Seconds `json:"stalled_seconds"`
+	Handed         uint64  `json:"handed"`       // records
+	Acknowledged   uint64  `json:"acknowledged"` // records
+	Failed         uint64  `json:"failed"`       // records reported as failed, to be sent again
+	DeadLetters    uint64  `json:"dead_letters"` // records that can never be taken, set aside
+	DeadLetterFile string  `json:"dead_letter_file,omitempty"`
+	Rebuilt        uint64  `json:"rebuilt"` // times the producer was made anew
+	// Fencing is set when Kafka refuses what a sender still has that was replaced
+	// without having stopped. Fenced counts the times that this collector was
+	// refused, FencedOthers those that it had another one refused, and Unsure the
+	// records of commits whose outcome is not known: in Kafka twice, perhaps.
+	Fencing      bool   `json:"fencing"`
+	Fenced       uint64 `json:"fenced"`
+	FencedOthers uint64 `json:"fenced_others"`
+	Unsure       uint64 `json:"unsure"`
+	// FenceError is why another one could not be shut out when this collector last
+	// wanted that; absent if it could.
+	FenceError   string    `json:"fence_error,omitempty"`
+	FenceErrorAt time.Time `json:"fence_error_at,omitzero"`
+	Bytes        uint64    `json:"bytes"` // handed over
+	LastError    string    `json:"last_error,omitempty"`
+	LastErrorAt  time.Time `json:"last_error_at,omitzero"`
 }
 
 // Redis is the state of the election's meeting place.
 type Redis struct {
 	Address string `json:"address"`
 	State   string `json:"state"` // off, ok, failing, unreachable
+	// Held is set while Redis is unreachable and the roles stay, because the members
+	// hear each other directly.
+	Held bool `json:"roles_held,omitempty"`
 	// LastOKAge is the time since the last round that succeeded; absent when none
 	// has.
 	LastOKAge Seconds `json:"last_ok_age_seconds,omitempty"`
@@ -412,7 +485,8 @@ type Sessions struct {
 	Closed   map[string]uint64 `json:"closed"`  // by reason: router, bad_input, …
 }
 
-// A Takeover is the last time that this collector became active.
+// A Takeover is the last time that this collector became active. What that meant
+// for the routers is in Status.Takeovers.
 type Takeover struct {
 	At     time.Time `json:"at"`
 	From   string    `json:"from,omitempty"` // the member that was active; absent at the first start
@@ -421,8 +495,94 @@ type Takeover struct {
 	// Duration is from noticing until the first record was acknowledged, or, if
 	// nothing was there to send, until handing over was allowed.
 	Duration Seconds `json:"duration_seconds"`
-	Replayed uint64  `json:"replayed_records"` // that may have been in Kafka already
+	Replayed uint64  `json:"replayed_records"` // messages since then that may have been in Kafka already
 	Token    uint64  `json:"token"`
+}
+
+// Values of TakenOver.How: what had become of the one that sent before.
+const (
+	HowHandedOver = "handed_over" // it lives and has stopped for this one
+	HowStopped    = "stopped"     // it has left in good order
+	HowDead       = "dead"        // its process has ended, as its host says
+	HowExpired    = "expired"     // its timestamp has expired
+	HowOverdue    = "overdue"     // it lives and did not stop in its time
+	HowRedisAway  = "redis_away"  // it may go on: without Redis everybody sends
+)
+
+// Hows are all values of TakenOver.How.
+var Hows = []string{HowHandedOver, HowStopped, HowDead, HowExpired, HowOverdue, HowRedisAway}
+
+// A TakenOver is one time that routers went on here behind another sender, whether
+// the role changed or not. Those that do so together, or within two seconds for the
+// same reason, are one.
+type TakenOver struct {
+	At      time.Time `json:"at"`   // when the last of them was let go on; before, when it was told to
+	From    string    `json:"from"` // the member that sent before
+	How     string    `json:"how"`  // what had become of it: handed_over, …
+	Planned bool      `json:"planned"`
+	Token   uint64    `json:"token"`
+	Routers int       `json:"routers"`
+	Waiting int       `json:"waiting"` // of these, that are not let go on yet
+	// Gap is the time without a sender, as far as it can be known here: from the last
+	// word of the one before (in Redis or over the link, by Redis' clock) that had
+	// come when the first router was told to go on here, to the first record of
+	// theirs that Kafka acknowledged; or to the end of the waiting if nothing was
+	// there to be sent by then. One that dies sends on after its last word, for a
+	// quarter of a heartbeat at most, so that the true gap is shorter by as much.
+	// Absent before it is over, and when the one before says nothing, as native
+	// members.
+	Gap Seconds `json:"gap_seconds,omitempty"`
+	// Took is the longest time that a router waited for, from being told to go on
+	// until what Kafka has was known.
+	Took     Seconds `json:"took_seconds"`
+	ReadBack uint64  `json:"read_back_records"` // read from the ends of the topics
+	Skipped  uint64  `json:"skipped_records"`   // held here, and not sent because Kafka has them
+	Doubtful uint64  `json:"doubtful_records"`  // sent although Kafka may have them
+	// Blind are the routers that went on without knowing what Kafka has, and
+	// BlindMessages what was held of them, all of which Kafka may have. Error is
+	// why; absent if nothing is ever read back.
+	Blind         int    `json:"blind_routers"`
+	BlindMessages uint64 `json:"blind_messages"`
+	Error         string `json:"error,omitempty"`
+}
+
+// Link is how things stand with the direct connections to the other members.
+type Link struct {
+	// Holds is set when the roles stay while Redis is away, as long as the members
+	// hear each other directly.
+	Holds bool       `json:"holds_roles"`
+	Peers []LinkPeer `json:"peers"` // in no order
+}
+
+// A LinkPeer is another member, reached directly or to be.
+type LinkPeer struct {
+	Name      string `json:"name"`
+	Instance  string `json:"instance,omitempty"` // hex
+	Address   string `json:"address,omitempty"`
+	Connected bool   `json:"connected"`
+	// Since is when the connection was made, or ended; absent when there was none.
+	Since     time.Time `json:"since,omitzero"`
+	HeardAge  Seconds   `json:"heard_age_seconds,omitempty"` // absent for never
+	RoundTrip Seconds   `json:"round_trip_seconds,omitempty"`
+	// Error is why there is no connection, or why the last one has ended; while there is
+	// one, why the member's death would be noticed late.
+	Error string `json:"error,omitempty"`
+}
+
+// ReadBack is what is known of the ends of the topics, where this collector would
+// begin to read if it had to go on behind another sender.
+type ReadBack struct {
+	Topics     int  `json:"topics"`
+	Partitions int  `json:"partitions"`
+	Known      int  `json:"known"`   // partitions whose end the last look has told
+	Reading    bool `json:"reading"` // a takeover is under way, or expected
+	Ready      bool `json:"ready"`   // all that the present sender writes is read at once
+	// Unknown is for how long, as far as somebody has looked, the end of some
+	// partition was not known; 0 while all are.
+	Unknown     Seconds   `json:"unknown_seconds"`
+	History     Seconds   `json:"history_seconds"` // how far back the ends are remembered
+	LastError   string    `json:"last_error,omitempty"`
+	LastErrorAt time.Time `json:"last_error_at,omitzero"`
 }
 
 // A ClusterView is a cluster as Redis alone shows it, without a collector.
