@@ -144,8 +144,16 @@ func (c *Collector) pressure(paused bool) bool {
 
 // unfit says why this collector cannot do its job, "" if it can.
 func (c *Collector) unfit(now int64) string {
-	if c.o.SinkPatience > 0 && c.reach.step(now, c.o.Sink.Stats().Connected, micros(c.o.SinkPatience)) > 0 {
+	if c.o.SinkPatience > 0 && c.reach.step(now, !c.o.Sink.Stats().Connected, micros(c.o.SinkPatience)) > 0 {
 		return "cannot reach " + c.o.SinkTarget
+	}
+	// Seen for a moment only, the whole process stood still.
+	if c.stuck.step(now, now-c.fwd.turned.Load() > micros(c.stuckAfter()), micros(time.Second)) > 0 {
+		return "what Kafka acknowledges is not taken in"
+	}
+	moves := now-c.fwd.progress.Load() < micros(time.Second) // else nobody could do better
+	if c.crowded.step(now, moves && c.waiting(), micros(pressurePatience)) > 0 {
+		return "memory is full, and routers wait"
 	}
 	if why := c.supply.unfit(now); why != "" {
 		return why
@@ -156,6 +164,23 @@ func (c *Collector) unfit(now int64) string {
 		}
 	}
 	return ""
+}
+
+// pressurePatience is how long routers may wait for room in memory before another
+// collector, if it is better off, is to send.
+const pressurePatience = 5 * time.Second
+
+// waiting reports whether something waits for room in memory.
+func (c *Collector) waiting() bool {
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		waits := r.waits > 0
+		r.mu.Unlock()
+		if waits {
+			return true
+		}
+	}
+	return false
 }
 
 // stopIntake takes in no more.

@@ -7,13 +7,16 @@
 //	election ⇄ Redis: which logs are sent, up to where others have sent
 //
 // It is the shell around the pure packages: hold and gate (what is kept and what
-// goes), election (who sends), pmacct (what records look like). Here are the
-// goroutines, the sockets and the clock, and as few decisions as possible:
+// goes), election (who sends), seam (what Kafka has of that already), pmacct (what
+// records look like). Here are the goroutines, the sockets and the clock, and as few
+// decisions as possible:
 //
 //   - one goroutine per session reads, frames and appends (session.go);
 //   - a few workers encode and hand over, one collects reports (forward.go);
 //   - one goroutine owns the election and tells each router's gate what to do
-//     (coordinate.go).
+//     (coordinate.go), with what links to the other collectors say (direct.go);
+//   - one reads the end of the topics back, through package topic, and lets routers
+//     go on behind it (seam.go).
 //
 // Locks: each router has one lock, held for appends, for handing over and for
 // reports, never while reading from the network or encoding. The run queue's lock
@@ -38,12 +41,14 @@ import (
 	"github.com/bmpha/bmpha/pkg/election"
 	"github.com/bmpha/bmpha/pkg/hold"
 	"github.com/bmpha/bmpha/pkg/intake"
+	"github.com/bmpha/bmpha/pkg/link"
 	"github.com/bmpha/bmpha/pkg/pmacct"
 	"github.com/bmpha/bmpha/pkg/relay"
 	"github.com/bmpha/bmpha/pkg/sink"
 	"github.com/bmpha/bmpha/pkg/spool"
 	"github.com/bmpha/bmpha/pkg/table"
 	"github.com/bmpha/bmpha/pkg/tail"
+	"github.com/bmpha/bmpha/pkg/topic"
 )
 
 // Options are what a Collector is made of. All fields without a comment that
@@ -53,6 +58,7 @@ type Options struct {
 	Process string // name in the cluster
 	Cluster string
 	ID      int // of the cluster
+	Members int // of the cluster that there should be: for status; 0: nobody has said
 
 	Listen      []string       // addresses to listen on
 	Allow       []netip.Prefix // routers that may connect; empty means all
@@ -70,6 +76,9 @@ type Options struct {
 	Redis     cluster.Options // Keys, Process, Expiry, Deadline and Keep are filled in
 	Heartbeat time.Duration
 	Expiry    time.Duration
+	Link      *link.Options // to the other members; nil: none. Name, Instance, Cluster, timers and callbacks are filled in
+	HoldRoles bool          // while Redis is away and the members hear each other directly
+	Failback  bool          // a router goes back to the leader once that one is current
 
 	Table    *TableOptions // nil: no tables
 	Dump     *DumpOptions  // of tables; nil: none
@@ -101,6 +110,14 @@ type Options struct {
 	// if it can reach its own, is to send; 0: for ever.
 	SinkPatience time.Duration
 
+	// ReadBack is how the ends of topics are read back when this collector is to go
+	// on behind another sender, nil: they are not, and what was held is repeated.
+	// Read, Now and Log are filled in.
+	ReadBack     *topic.Options
+	ReadBackTime time.Duration // the longest time for it
+	// TransactionalID names the transactions of a member; nil: there are none.
+	TransactionalID func(process string) string
+
 	StopTimeout time.Duration // for flushing at the end; 0 means 20 s
 	Log         *slog.Logger
 }
@@ -125,8 +142,12 @@ type Collector struct {
 	}
 	routers routers
 	fwd     forwarder
-	reach   reach
+	reach   trouble // no broker can be reached
+	crowded trouble // memory is full
+	stuck   trouble // what Kafka acknowledges is not taken in
 	co      coordinator
+	join    joiner
+	past    history
 	relay   *relay.Relay // nil: sessions are not passed on
 	paused  atomic.Bool  // the relay is
 	spool   *spool.Spool // nil: there is none
@@ -177,14 +198,23 @@ func New(ctx context.Context, o Options) (*Collector, error) {
 	c.topics.handles = make(map[string]uint32)
 	c.routers.init()
 	c.fwd.init(c)
+	c.past.init(c)
 	c.co.init(c)
+	if err := c.join.init(c); err != nil {
+		return nil, err
+	}
+	if err := c.co.listen(); err != nil {
+		return nil, errors.Join(err, c.join.close())
+	}
 	c.supply.init(c)
 	if err := c.besides(ctx); err != nil {
 		return nil, errors.Join(err, c.closeBesides())
 	}
 	lc := net.ListenConfig{KeepAlive: -1} // off
 	if o.KeepAlive > 0 {
-		lc.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: o.KeepAlive, Interval: o.KeepAlive / 3, Count: 3}
+		// Often, because marks go no further than a router's host was heard.
+		idle := o.probe()
+		lc.KeepAliveConfig = net.KeepAliveConfig{Enable: true, Idle: idle, Interval: idle, Count: max(1, int(o.KeepAlive/idle)-1)}
 	}
 	for _, addr := range o.Listen {
 		l, err := lc.Listen(ctx, "tcp", addr)
@@ -196,6 +226,9 @@ func New(ctx context.Context, o Options) (*Collector, error) {
 	}
 	return c, nil
 }
+
+// probe is how often a router's host that says nothing is asked for a sign of life.
+func (o *Options) probe() time.Duration { return max(time.Second, o.KeepAlive/10) }
 
 // Addresses returns what the collector listens on.
 func (c *Collector) Addresses() []net.Addr {
@@ -225,6 +258,10 @@ func (c *Collector) Run(ctx context.Context) error {
 		wg.Go(c.fwd.work)
 	}
 	wg.Go(c.fwd.poll)
+	wg.Go(func() { c.join.run(work) })
+	if c.co.link != nil {
+		wg.Go(func() { c.co.link.Run(work) })
+	}
 	for _, l := range c.listeners {
 		c.accepting.Go(func() { c.accept(l) })
 	}
@@ -241,7 +278,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	stopWork()
 	wg.Wait()
 	c.sessions.Wait()
-	return errors.Join(err, c.o.Sink.Close(sinkPatience), c.closeBesides(), c.co.client.Close())
+	return errors.Join(err, c.o.Sink.Close(sinkPatience), c.closeBesides(), c.join.close(), c.co.client.Close())
 }
 
 // stop ends the service in the order that loses nothing: what no one else has is
@@ -281,6 +318,10 @@ func (c *Collector) stop(stopReading func()) error {
 		n, _, _ := r.stream.Held() // what is on disk stays there
 		r.mu.Unlock()
 		left += n
+	}
+	if heir != "" {
+		c.co.yield()
+		c.await(ctx, c.routers.all(), func(r *router) bool { return r.flushing || r.atRest() })
 	}
 	c.co.leave()
 	c.await(ctx, c.routers.all(), (*router).atRest)
@@ -361,12 +402,15 @@ func (c *clock) fromRedis(t int64) int64 { return max(1, t-c.redis.Load()) }
 
 func (c *clock) toRedis(t int64) int64 { return t + c.redis.Load() }
 
+// toUnix turns a time of ours into µs since the Unix epoch.
+func (c *clock) toUnix(t int64) int64 { return t + c.wall.Load() }
+
 // toTime turns a time of ours into a time.Time.
 func (c *clock) toTime(t int64) time.Time {
 	if t == 0 {
 		return time.Time{}
 	}
-	return time.UnixMicro(t + c.wall.Load())
+	return time.UnixMicro(c.toUnix(t))
 }
 
 func micros(d time.Duration) int64 { return d.Microseconds() }
@@ -380,11 +424,18 @@ func (c *Collector) electionConfig() election.Config {
 		Deadline: election.Deadline(heartbeat, expiry),
 		Failures: 3,
 		Handover: 2 * expiry,
-		Grace:    expiry,
-		Window:   micros(c.o.Window),
-		Proof:    micros(c.o.Expiry + proofMore),
+		Linger:   min(expiry, lingerMost),
+		Failback: c.o.Failback, MaxBehind: micros(c.o.Margin), Steady: 2 * expiry,
+		Hold:   c.o.HoldRoles,
+		Grace:  expiry,
+		Window: micros(c.o.Window),
+		Proof:  micros(c.o.Expiry + proofMore),
 	}
 }
+
+// lingerMost is how long a sender goes on, at most, until the one that is to go on
+// behind it is ready. It takes that one some milliseconds, unless Kafka is slow.
+const lingerMost = int64(time.Second / time.Microsecond)
 
 // proofMore is what a collector needs to find a broker again, longer than the
 // library waits between two tries to connect.

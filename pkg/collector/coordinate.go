@@ -15,6 +15,8 @@ import (
 	"github.com/bmpha/bmpha/pkg/cluster"
 	"github.com/bmpha/bmpha/pkg/election"
 	"github.com/bmpha/bmpha/pkg/gate"
+	"github.com/bmpha/bmpha/pkg/link"
+	"github.com/bmpha/bmpha/pkg/sink"
 )
 
 // A coordinator is the shell of the election: it asks Redis when the election
@@ -28,12 +30,17 @@ type coordinator struct {
 	wakeup chan struct{} // look at everything again
 	look   chan struct{} // ask Redis now
 	calls  chan func(now int64)
-	turned atomic.Int64 // when the loop last came round
+	told   chan func(now int64) // news from the links
+	over   chan struct{}        // closed when the loop ends
+	link   *link.Link           // nil: there is none
+	turned atomic.Int64         // when the loop last came round
 
 	// Owned by the loop.
 	e         *election.Election
+	gone      election.Gone
 	busy      bool // an exchange with Redis is under way
 	publishAt int64
+	sayAt     int64
 	pulse     pulse
 	rounds    *rate.Limiter
 	paced     int64         // no round before
@@ -44,6 +51,7 @@ type coordinator struct {
 	announce  bool
 	again     bool          // something new came while an exchange was under way
 	left      bool          // nothing is ours any more
+	synced    bool          // Redis' clock is known
 	ended     bool          // resigned: no more exchanges
 	idle      chan struct{} // closed when the last exchange is over
 
@@ -63,13 +71,18 @@ type snapshot struct {
 	failing   string
 	failures  uint64 // rounds failed since the start
 	down      bool   // Redis counts as unavailable
+	held      bool   // and the role is held by what is heard over links
 	rounds    uint64 // good rounds since the start
 	lastGood  int64
+	tried     int64 // when the last round began that has ended, well or not
 	trip      int64 // of the last good round, µs
 	view      *cluster.View
 	takeover  takeover
 	changes   [3]uint64 // of the role, by the new one
 }
+
+// lost is Election.Lost.
+func (s *snapshot) lost() bool { return s.down && !s.held }
 
 // A takeover is the last time that this collector became active.
 type takeover struct {
@@ -101,6 +114,8 @@ func (co *coordinator) init(c *Collector) {
 	co.changed = make(chan struct{})
 	co.look = make(chan struct{}, 1)
 	co.calls = make(chan func(int64))
+	co.told = make(chan func(int64), 16)
+	co.over = make(chan struct{})
 	co.results = make(chan result, 1)
 	co.publishes = make(chan struct{}, 1)
 	co.e = election.New(c.electionConfig(), c.clock.now())
@@ -150,6 +165,7 @@ func (co *coordinator) run(ctx context.Context) {
 	clk := &co.c.clock
 	var exchanges sync.WaitGroup
 	defer exchanges.Wait()
+	defer close(co.over)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	tick := min(co.c.electionConfig().Deadline, co.still()) / 2
@@ -167,6 +183,9 @@ func (co *coordinator) run(ctx context.Context) {
 		if !co.ended && now >= co.publishAt {
 			co.publish(ctx, &exchanges, now)
 		}
+		if !co.ended && now >= co.sayAt {
+			co.say(now)
+		}
 		next := now + tick
 		if !co.ended {
 			next = min(next, co.publishAt)
@@ -183,6 +202,8 @@ func (co *coordinator) run(ctx context.Context) {
 		case <-co.look:
 			co.ask(clk.now())
 		case f := <-co.calls:
+			f(clk.now())
+		case f := <-co.told:
 			f(clk.now())
 		case r := <-co.results:
 			co.finish(clk.now(), r)
@@ -235,6 +256,7 @@ func (co *coordinator) finish(now int64, r result) {
 	co.announce = co.announce || r.unsaid
 	co.mu.Lock()
 	s := &co.seen
+	s.tried = r.round.Sent
 	if r.err != nil {
 		s.failures++
 		s.failing = r.err.Error()
@@ -242,6 +264,8 @@ func (co *coordinator) finish(now int64, r result) {
 		s.failing = ""
 		s.rounds++
 		s.view, s.lastGood, s.trip = r.view, r.round.Sent, r.trip
+		co.meet(r.view)
+		co.c.past.look(r.view)
 	}
 	co.tell()
 	co.mu.Unlock()
@@ -249,8 +273,10 @@ func (co *coordinator) finish(now int64, r result) {
 		co.e.Failed(now, r.round.Sent, r.err.Error())
 		return
 	}
+	co.gone.Look(r.view.RedisTime, r.round.Members, func(i int) bool { return r.view.Members[i].Left })
 	if r.trip <= co.c.electionConfig().Deadline {
 		co.c.clock.redis.Store(r.round.RedisTime - (r.round.Sent + r.trip/2))
+		co.synced = true
 	}
 	co.e.Done(now, r.round)
 	if r.claim {
@@ -335,21 +361,31 @@ func (co *coordinator) self() (*cluster.Self, bool) {
 		Instance: co.c.instance, Version: co.c.o.Version, Host: co.host, PID: os.Getpid(),
 		Role: role.String(), Mode: co.e.Mode().String(), Reason: reason, Since: clk.toTime(since).UnixMicro(),
 		Token: co.e.Token(), Unfit: co.e.Unfit(), Routers: make(map[string]election.RouterState),
+		Ready: co.c.join.ready.Load(), Strayed: co.e.Strayed(clk.now()),
+	}
+	if co.link != nil {
+		s.Link = co.link.Advertise()
 	}
 	any := false
 	latest := co.pulse.beat(clk.now(), co.still())
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
+		mark, ok := r.mark(co.c, clk.now())
 		state := election.RouterState{
 			Hears: r.hears() && !r.flushing,
 			Sends: r.sends(),
 			Mark:  -1,
+			Whole: r.course.Whole(clk.now(), r.Behind), Behind: r.lag(clk.now()),
+			Keeps: r.keeps, Lags: r.lags,
 		}
 		if co.c.dumps != nil {
 			state.Dumped = co.c.dumps.whole(&r.dumped)
 		}
-		if mark, ok := r.mark(co.c, clk.now()); ok {
-			state.Mark = clk.toRedis(min(mark, latest))
+		if ok && co.synced {
+			if !r.exact {
+				mark = min(mark, latest)
+			}
+			state.Mark = clk.toRedis(mark)
 			any = true
 		}
 		s.Routers[r.key] = state
@@ -366,12 +402,19 @@ func (co *coordinator) apply(now int64) {
 		co.e.SetUnfit(now, why)
 		co.announce = true
 		co.ask(now)
-		c.log.Warn("fitness", "unfit", why)
+		if why != "" {
+			c.log.Warn("cannot do its job", "reason", why)
+		} else {
+			c.log.Info("can do its job again")
+		}
 	}
 	c.fwd.lease.Store(co.e.Lease())
 	margin, window := micros(c.o.Margin), micros(c.o.Window)
-	changed := false
-	token := co.e.Token()
+	changed, awaited := false, false
+	_, away := co.e.Unavailable()
+	if co.e.Lost() {
+		co.recall(now)
+	}
 	for _, r := range c.routers.all() {
 		r.mu.Lock()
 		sends := r.stream.Wanted()
@@ -379,6 +422,7 @@ func (co *coordinator) apply(now int64) {
 		if r.flushing && !co.left {
 			d.Send = true // nobody else can
 		}
+		before := r.sender
 		r.sender, r.lowWater = d.Sender, d.LowWater
 		r.stream.SetCovered(d.Sender != "" && d.Sender != c.o.Process || co.left)
 		lowWater := d.LowWater
@@ -393,12 +437,24 @@ func (co *coordinator) apply(now int64) {
 			r.stream.Trim(now, lowWater, margin, window)
 		}
 		if d.Send != sends {
-			r.stopMark, r.turned = 0, now
-			if sends && r.behind {
-				r.stopMark = r.caughtUp
+			r.turned, r.Stopped = now, 0
+			if sends {
+				r.look(&c.o, now)
+				from, _ := r.stream.Positions()
+				m, ok := r.stream.Mark(now)
+				r.Stop(now, m, ok, from, r.course.Whole(now, r.Behind))
 			}
 		}
-		r.stream.SetWanted(d.Send, token, d.Shared)
+		r.stream.SetWanted(d.Send, d.Token, d.Shared)
+		if d.Send != sends {
+			c.past.turn(r, &d, before, co.e.Members(), away && d.Shared)
+		}
+		r.keeps, r.lags = d.Keeps, d.Lags
+		// Another may be sending beside us: when it has stopped, what Kafka has of both
+		// is to be known already.
+		expected := d.Expect || d.Send && d.Shared && !co.e.Lost()
+		awaited = awaited || r.stream.Awaits() || expected != r.expected
+		r.expected = expected
 		if d.Send {
 			c.fwd.wake(r)
 		} else {
@@ -414,13 +470,47 @@ func (co *coordinator) apply(now int64) {
 		r.mu.Unlock()
 		changed = changed || d.Send != sends
 	}
+	if awaited {
+		c.join.kick()
+	}
 	said := co.whatOthersMustKnow()
 	if said != co.said {
 		co.said = said
 		co.announce = true
+		co.sayAt = now
 		co.ask(now)
 	}
 	c.forget(now)
+}
+
+// recallLeast is the shortest time without an acknowledgement that counts.
+const recallLeast = int64(time.Second / time.Microsecond)
+
+// recall takes back what Kafka does not acknowledge, while nothing is known of other
+// senders. Where a host is cut off from everything another one takes over; what the
+// first has handed over would come behind what that one says, once the network is back,
+// and be the last word about routes that have changed since. The streams begin again as
+// at a takeover, when Kafka answers. With fencing brokers see to it.
+func (co *coordinator) recall(now int64) {
+	c := co.c
+	s, ok := c.o.Sink.(sink.Recaller)
+	records := c.fwd.inFlight.Load()
+	if !ok || c.join.reader == nil || c.o.TransactionalID != nil ||
+		records == 0 || now-c.fwd.progress.Load() < max(micros(c.o.Expiry), recallLeast) {
+		return
+	}
+	c.fwd.progress.Store(now) // once for these
+	for _, r := range c.routers.all() {
+		r.mu.Lock()
+		r.stream.Again()
+		if r.stream.State() != gate.Sending {
+			c.fwd.discard(r)
+		}
+		r.mu.Unlock()
+	}
+	s.Recall()
+	c.log.Warn("neither Redis nor Kafka answers: what was handed over is taken back", "records", records)
+	c.join.kick()
 }
 
 // ask makes a round due now, or, if one is under way that may not have seen or
@@ -434,11 +524,11 @@ func (co *coordinator) ask(now int64) {
 // and which routers we hear and send for.
 func (co *coordinator) whatOthersMustKnow() string {
 	role, _, _ := co.e.Role()
-	b := fmt.Appendln(nil, role, co.e.Mode())
+	b := fmt.Appendln(nil, role, co.e.Mode(), co.c.join.ready.Load())
 	for _, r := range co.c.routers.all() {
 		r.mu.Lock()
 		hears, sends := r.hears(), r.sends()
-		b = fmt.Appendf(b, "%s %t %t\n", r.key, hears, sends)
+		b = fmt.Appendf(b, "%s %t %t %t %t\n", r.key, hears, sends, r.keeps, r.lags)
 		r.mu.Unlock()
 	}
 	return string(b)
@@ -459,7 +549,7 @@ func (co *coordinator) follow(now int64) {
 	s := &co.seen
 	old := *s
 	s.role, s.reason, s.since, s.mode = role, reason, since, co.e.Mode()
-	s.timestamp, s.token, s.down = co.e.Timestamp(), co.e.Token(), down
+	s.timestamp, s.token, s.down, s.held = co.e.Timestamp(), co.e.Token(), down, co.e.Held()
 	if down {
 		s.failing = failing
 	}
@@ -564,6 +654,15 @@ func (co *coordinator) heir() (name string, orphans []*router) {
 // anyRouter stands for what native members hear: they cannot say.
 const anyRouter = ""
 
+// yield lets the others come first, and waits for nothing.
+func (co *coordinator) yield() {
+	_ = co.do(context.Background(), func(now int64) {
+		co.e.Yield(now)
+		co.announce = true
+		co.ask(now)
+	})
+}
+
 // leave makes us own nothing from now on, and says so at once.
 func (co *coordinator) leave() {
 	_ = co.do(context.Background(), func(now int64) {
@@ -605,9 +704,12 @@ func (co *coordinator) resign() {
 // errStuck is reported when the loop does not turn.
 var errStuck = errors.New("the main loop has not turned")
 
+// stuckAfter is how long a loop may take for one turn.
+func (c *Collector) stuckAfter() time.Duration { return max(5*time.Second, 2*c.o.Expiry) }
+
 // healthy reports whether the loops turn.
 func (c *Collector) healthy() error {
-	limit := max(5*time.Second, 2*c.o.Expiry)
+	limit := c.stuckAfter()
 	now := c.clock.now()
 	for what, at := range map[string]int64{"election": c.co.turned.Load(), "reports": c.fwd.turned.Load()} {
 		if age := time.Duration(now-at) * time.Microsecond; age > limit {

@@ -300,7 +300,7 @@ func (d *dumps) make(j *dumpJob, e *pmacct.Encoder, topic uint32) *dump.Dump {
 	addr, port := j.session.addr.Addr(), j.session.addr.Port()
 	snap := d.c.co.snapshot()
 	o := &record.Origin{Instance: d.c.instance, Session: j.session.id, Token: snap.token}
-	if snap.down {
+	if snap.lost() {
 		o.Flags |= record.FlagShared
 	}
 	records := e.Dump(pmacct.Identity{

@@ -187,7 +187,7 @@ func TestDumpIsHandedOver(t *testing.T) {
 	l.role(a, control.RoleActive)
 	b := l.start("b", dumping(10*time.Second, ""), patient)
 	l.role(b, control.RoleStandby)
-	r := l.router(synthetic(t, replay.Synthetic{Prefixes: 5_000}), 0, a, b)
+	r := l.router(synthetic(t, replay.Synthetic{Prefixes: 2_000}), 0, a, b)
 	l.until("the whole table", func() error {
 		if n := a.Status().Routers; len(n) == 0 || !r.Counters().Ended {
 			return fmt.Errorf("%+v", r.Counters())

@@ -249,18 +249,24 @@ func (f *forwarder) report(r *router, rep *sink.Report, now int64) {
 		r.backoff = 0
 	}
 	// That a batch was refused for one record in it is the sink's way of finding
-	// the record: it goes on at once.
-	refused := errors.Is(rep.Err, sink.ErrBatchRefused)
+	// the record: it goes on at once. What was taken back waits for the joiner.
+	refused := errors.Is(rep.Err, sink.ErrBatchRefused) || errors.Is(rep.Err, sink.ErrRecalled)
 	if rep.Err != nil && !refused {
 		f.fail(r, rep.Err, uint64(rep.Outstanding))
 	}
 	r.stream.Report(rep.Acked, uint64(rep.Outstanding), rep.Err != nil)
+	if rep.Err == nil && uint64(rep.Outstanding) < r.inFlight {
+		f.c.past.acknowledged(r, now)
+	}
 	f.account(r)
 	if r.stream.State() != gate.Sending {
 		f.discard(r)
 	}
 	if r.atRest() {
 		f.c.co.kick() // others wait for this
+	}
+	if r.stream.Awaits() {
+		f.c.join.kick()
 	}
 	r.cond.Broadcast()
 	if rep.Err == nil || refused {

@@ -191,6 +191,7 @@ func (p *supply) lock(rec *intake.Record, addr netip.Addr, ok bool, from string)
 // release ends what take does with a router.
 func (p *supply) release(r *router, now int64) {
 	r.facts.lastHeard = now
+	r.course.Take(now, false)
 	p.c.fwd.wake(r)
 	heard := r.heard != r.told
 	r.told = r.heard
@@ -204,10 +205,11 @@ func (p *supply) release(r *router, now int64) {
 func (c *Collector) takeRecord(r *router, f *feed, kind intake.Kind, now int64, body []byte) bool {
 	if !r.heard && (kind != intake.Dump && kind != intake.Closed || r.feed == 0) {
 		r.heard = true
+		r.course.Begin(now)
 		r.feed = c.nextID.Add(1)
 		r.facts.runs++
-		if r.caughtUp == 0 { // else attend knows better
-			r.caughtUp = now
+		if r.CaughtUp == 0 { // else attend knows better
+			r.CaughtUp = now
 		}
 		opened := openedBody(netip.AddrPortFrom(r.addr, 0))
 		if !c.append(r, f, r.feed, hold.Opened, now, opened[:]) {
@@ -233,6 +235,7 @@ func (c *Collector) takeRecord(r *router, f *feed, kind intake.Kind, now int64, 
 // has it in its log.
 func (c *Collector) unheard(r *router, now int64) {
 	r.heard = false
+	r.course.End()
 	r.facts.closedAt = now
 	r.cond.Broadcast()
 }
@@ -246,10 +249,14 @@ func (p *supply) attend(now int64) {
 	routers := p.c.routers.all()
 	// The session of a router is another router's in the table if it is decoded, too.
 	waiting := make(map[netip.Addr]bool)
+	heard := make(map[netip.Addr]int64)
 	for _, r := range routers {
 		r.mu.Lock()
-		if s := r.session; !r.pmacct && s != nil && s.relay != nil && !s.relay.Drained() {
-			waiting[s.addr.Addr()] = true
+		if s := r.session; !r.pmacct && s != nil && s.relay != nil {
+			if !s.relay.Drained() {
+				waiting[s.addr.Addr()] = true
+			}
+			heard[s.addr.Addr()] = r.Heard
 		}
 		r.mu.Unlock()
 	}
@@ -262,10 +269,19 @@ func (p *supply) attend(now int64) {
 	for _, r := range routers {
 		r.mu.Lock()
 		if r.pmacct {
-			drained := r.session == nil || r.session.relay == nil || r.session.relay.Drained()
-			r.behind = !drained || lost != 0 || unread || waiting[r.addr] || r.waits > 0
-			if !r.behind {
-				r.caughtUp = now
+			if at := heard[r.addr]; at != 0 {
+				r.sign(&p.c.o, at)
+			}
+			drained := true
+			if s := r.session; s != nil && s.relay != nil {
+				drained = s.relay.Drained()
+				if _, silence, ok := received(s.conn); ok && s.silent > 0 {
+					r.sign(&p.c.o, now-micros(silence))
+				}
+			}
+			r.Behind = !drained || lost != 0 || unread || waiting[r.addr] || r.waits > 0
+			if !r.Behind {
+				r.CaughtUp = now
 			}
 			if r.heard && lost != 0 && back == 0 && now-lost > micros(p.c.o.IntakePatience) &&
 				p.c.put(r, hold.Closed, r.feed, now, nil) { // else at the next turn
@@ -450,7 +466,11 @@ func (o opaque) Message(b *record.Batch, origin *record.Origin, _ int64, body []
 	}
 	if o.c.o.Header {
 		r.HeaderOff = uint32(len(b.Data))
-		b.Data = record.AppendHeader(b.Data, origin, 0)
+		if key, value, ok := intake.Hashes(e.Value); ok && !e.ValueNull {
+			b.Data = record.AppendStateHeader(b.Data, origin, 0, key, value)
+		} else {
+			b.Data = record.AppendHeader(b.Data, origin, 0)
+		}
 		r.HeaderLen = uint32(len(b.Data)) - r.HeaderOff
 	}
 	b.Recs = append(b.Recs, r)
@@ -465,7 +485,7 @@ func (c *Collector) topic(name []byte) (uint32, error) {
 	if ok {
 		return h, nil
 	}
-	h, err := c.o.Sink.Topic(string(name))
+	h, err := c.join.topicOf(string(name))
 	if err == nil {
 		c.topics.mu.Lock()
 		c.topics.handles[string(name)] = h

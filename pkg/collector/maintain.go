@@ -28,7 +28,13 @@ func (c *Collector) Maintain(ctx context.Context, q control.MaintainRequest) (co
 	before := c.co.snapshot()
 	res := control.MaintainResult{Mode: q.Mode, From: c.activeMember(&before)}
 	if q.Mode == control.ModeHandover || q.Mode == control.ModeStandby {
-		if why := c.noHeir(&before); why != "" && !q.Force {
+		if c.noHeir(&before) != "" { // who came after the last round is not known yet
+			c.co.client.Scan(ctx)
+			if s, ok := c.co.refresh(ctx); ok {
+				before, res.From = s, c.activeMember(&s)
+			}
+		}
+		if why := c.noHeir(&before); why != "" && !q.Force && !(before.down && q.Mode == control.ModeHandover) {
 			return res, &control.Refused{Reason: why + "; --force does it all the same"}
 		}
 	}
@@ -36,6 +42,9 @@ func (c *Collector) Maintain(ctx context.Context, q control.MaintainRequest) (co
 	var done func(*snapshot) bool
 	switch q.Mode {
 	case control.ModeHandover:
+		if before.down { // --force cannot help: a new timestamp is read from Redis' clock
+			return res, &control.Refused{Reason: "Redis is unavailable, so no other member can be asked to take over; 'maintenance standby --force' makes this one stop"}
+		}
 		if before.mode == election.ForceActive {
 			return res, &control.Refused{Reason: "this collector is forced to be active; 'maintenance auto' ends that"}
 		}
@@ -51,7 +60,7 @@ func (c *Collector) Maintain(ctx context.Context, q control.MaintainRequest) (co
 		err = c.Force(ctx, election.ForceStandby)
 		done = func(s *snapshot) bool {
 			to := c.activeMember(s)
-			return s.role == election.Standby && s.mode == election.ForceStandby && (to != "" || c.noHeir(s) != "")
+			return s.role == election.Standby && s.mode == election.ForceStandby && (to != "" || c.noHeir(s) != "" && !before.held)
 		}
 	case control.ModeActive:
 		err = c.Force(ctx, election.ForceActive)
@@ -126,18 +135,57 @@ func (c *Collector) noHeir(s *snapshot) string {
 	return "no other member is alive"
 }
 
+// snapshot returns what is known now, with what links have brought since the last
+// round.
 func (co *coordinator) snapshot() snapshot {
 	co.mu.Lock()
-	defer co.mu.Unlock()
-	return co.seen
+	s := co.seen
+	co.mu.Unlock()
+	s.view = co.c.past.overlay(s.view, co.c.clock.now())
+	return s
+}
+
+// refresh asks Redis anew and returns what is known then; false if ctx has ended
+// before. A Redis that counts as unavailable is not waited for.
+func (co *coordinator) refresh(ctx context.Context) (snapshot, bool) {
+	return co.inquire(ctx, func(s *snapshot, asked int64) bool { return s.down || s.lastGood >= asked })
+}
+
+// retry asks Redis once more, though it counts as unavailable, and waits until the
+// answer, if there was one, has been followed by all routers; false if ctx has ended
+// before.
+func (co *coordinator) retry(ctx context.Context) bool {
+	_, ok := co.inquire(ctx, func(s *snapshot, asked int64) bool { return s.tried >= asked })
+	return ok && co.do(ctx, func(int64) {}) == nil // after a turn of the loop
+}
+
+// inquire makes a round due and waits until enough is known of it, which was asked for
+// at that time, or ctx ends.
+func (co *coordinator) inquire(ctx context.Context, enough func(s *snapshot, asked int64) bool) (snapshot, bool) {
+	var asked int64
+	if co.do(ctx, func(now int64) {
+		asked = now
+		co.ask(now)
+	}) != nil {
+		return snapshot{}, false
+	}
+	return co.await(ctx, func(s *snapshot) bool { return enough(s, asked) })
+}
+
+// lost reports whether nothing is known of who else sends: Redis counts as
+// unavailable, and links do not tell either.
+func (co *coordinator) lost() bool {
+	s := co.snapshot()
+	return s.lost()
 }
 
 // await waits until done holds for what is known of the election, or ctx ends.
 func (co *coordinator) await(ctx context.Context, done func(*snapshot) bool) (snapshot, bool) {
 	for {
 		co.mu.Lock()
-		s, changed := co.seen, co.changed
+		changed := co.changed
 		co.mu.Unlock()
+		s := co.snapshot()
 		if done(&s) {
 			return s, true
 		}

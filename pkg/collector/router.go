@@ -17,6 +17,7 @@ import (
 	"github.com/bmpha/bmpha/pkg/hold"
 	"github.com/bmpha/bmpha/pkg/pmacct"
 	"github.com/bmpha/bmpha/pkg/record"
+	"github.com/bmpha/bmpha/pkg/seam"
 	"github.com/bmpha/bmpha/pkg/table"
 )
 
@@ -56,10 +57,15 @@ type router struct {
 	opened  [openedLen]byte // body of the last Opened entry
 	dumped  dumped
 
-	turned   int64 // when it was last told to send, or not to
-	caughtUp int64 // when all that had come over the session was last in the log
-	behind   bool  // more may have come since, and waits in the socket
-	stopMark int64 // caughtUp when we stopped sending while behind, else 0
+	course gate.Course
+	keeps  bool  // as of election.Duty
+	lags   bool  // likewise
+	turned int64 // when it was last told to send, or not to
+
+	passage *passage // until something of it is acknowledged, see history.go
+	passing bool     // it waits to be let go on
+	gate.Vouch
+	exact bool // look knows
 
 	// Handing over, see forward.go.
 	out      *record.Batch // encoded and not yet taken by the sink
@@ -68,6 +74,10 @@ type router struct {
 	inFlight uint64
 	backoff  time.Duration
 	queued   bool // owned by the run queue's lock
+
+	expected bool       // another sends, and we are to go on behind it
+	own      *seam.Own  // what the log holds, while that is compared with Kafka
+	from     netip.Addr // of its newest session
 
 	waits    int    // goroutines that wait for room in the log: 0 or 1
 	flushing bool   // nobody else hears it: send what it said before we leave
@@ -127,17 +137,58 @@ func (r *router) empty() bool {
 // mark returns the router's low-water mark: everything that had come before is in
 // Kafka. What still waits in the socket has come, but is not in the log.
 func (r *router) mark(c *Collector, now int64) (int64, bool) {
+	r.look(&c.o, now)
 	m, ok := r.stream.Mark(now)
 	if ok {
 		m, ok = c.spooledMark(r, m)
 	}
-	if r.behind && r.stream.Wanted() {
-		m = min(m, r.caughtUp)
-	}
-	if r.stopMark > 0 {
-		m = min(m, r.stopMark)
+	switch {
+	case !ok:
+	case r.stream.Wanted():
+		from, _ := r.stream.Positions()
+		m, ok = r.Bound(now, m, from, r.course.Whole(now, r.Behind))
+	default:
+		m, ok = r.StoppedAt(m)
 	}
 	return m, ok
+}
+
+// look finds out whether something has come that is not in the log, and when the
+// router's host was last heard. now is a time at which that is not yet looked at.
+func (r *router) look(o *Options, now int64) {
+	if r.session == nil || r.pmacct {
+		return
+	}
+	n, silence, ok := received(r.session.conn)
+	if !ok {
+		return
+	}
+	r.exact = true
+	if r.session.silent > 0 {
+		r.sign(o, now-micros(silence))
+	}
+	if r.Behind = n > r.session.taken; !r.Behind {
+		r.CaughtUp = now
+	}
+}
+
+// sign follows that the router's host gave a sign of life at that time. It is asked for
+// one in the rhythm of probe, and its session ends after ten without one.
+func (r *router) sign(o *Options, at int64) {
+	every := micros(o.probe())
+	r.Hear(at, every, 10*every)
+}
+
+// lag returns by how many µs the reading of the router is behind, 0 if all that has
+// come was taken, and its host answers.
+func (r *router) lag(now int64) int64 {
+	if s := r.session; s != nil && r.Heard != 0 && s.silent > 0 && now-r.Heard > s.silent {
+		return now - r.Heard
+	}
+	if !r.Behind || r.session == nil || r.waits > 0 {
+		return 0 // or there is no room for it, which another need not have either
+	}
+	return max(1, now-r.CaughtUp)
 }
 
 // note follows a message for what status shows. The Peer Ups of a table dump and
@@ -305,7 +356,7 @@ func (c *Collector) router(identity string, addr netip.Addr, pmacct bool) *route
 	}
 	r.cond = sync.NewCond(&r.mu)
 	r.stream = gate.New(gate.Config{
-		ID: r.id, Instance: c.instance,
+		ID: r.id, Instance: c.instance, Await: c.join.reader != nil, Beside: micros(c.o.Window), Identify: c.join.identify(r),
 		Open:    func(session uint32, body []byte) gate.Codec { return c.codec(r, body) },
 		OnError: func(session uint32, err error) { c.undecodable(r, session, err) },
 	}, r.held)
@@ -449,7 +500,7 @@ func (c *Collector) codec(r *router, body []byte) gate.Codec {
 	}
 	addr := netip.AddrFrom16([16]byte(body)).Unmap()
 	port := binary.BigEndian.Uint16(body[16:])
-	topic, err := c.o.Sink.Topic(c.o.Topic(addr, port))
+	topic, err := c.join.topicOf(c.o.Topic(addr, port))
 	if err != nil { // was asked when the session was accepted
 		r.log.Error("topic of a session", "error", err)
 	}

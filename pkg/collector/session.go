@@ -40,9 +40,12 @@ type session struct {
 	addr     netip.AddrPort // of the router, as a load balancer in front may say
 	local    netip.AddrPort // where the router connected
 	accepted int64
+	silent   int64         // after so many µs without a sign of life the way may be broken; 0: none is asked for
 	aborted  bool          // guarded by the router's lock
 	buf      []byte        // what was read and not yet appended
 	emptied  bool          // the last read left nothing in the socket
+	got      uint64        // bytes read from the socket
+	taken    uint64        // and of these those whose messages are in the log; guarded by the router's lock
 	relay    *relay.Stream // nil when sessions are not passed on
 	restart  atomic.Bool   // closed so that it starts over for a relay target
 	opaque   bool          // not BMP any more: passed on, not decoded
@@ -85,6 +88,9 @@ func (c *Collector) accept(l net.Listener) {
 		}
 		c.open.Add(1)
 		s := &session{id: c.nextID.Add(1), conn: conn, accepted: c.clock.now()}
+		if c.o.KeepAlive > 0 {
+			s.silent = micros(2*c.o.probe() + time.Second)
+		}
 		c.conns.Store(s, nil)
 		c.sessions.Go(func() {
 			defer c.open.Add(-1)
@@ -134,7 +140,7 @@ func (s *session) readProxyHeader() error {
 	if err := s.conn.SetReadDeadline(time.Now().Add(firstWait)); err != nil {
 		return err
 	}
-	r := bufio.NewReaderSize(s.conn, longest)
+	r := bufio.NewReaderSize(countingReader{s}, longest)
 	h, err := proxyproto.Read(r)
 	if err != nil {
 		return err
@@ -145,6 +151,15 @@ func (s *session) readProxyHeader() error {
 	rest, err := r.Peek(r.Buffered()) // of the session itself
 	s.buf = append(s.buf, rest...)
 	return err
+}
+
+// A countingReader reads from the socket of a session.
+type countingReader struct{ s *session }
+
+func (r countingReader) Read(p []byte) (int, error) {
+	n, err := r.s.conn.Read(p)
+	r.s.got += uint64(n)
+	return n, err
 }
 
 func (c *Collector) allowed(addr netip.Addr) bool {
@@ -180,7 +195,7 @@ func (c *Collector) serve(s *session) {
 		return
 	}
 	if !c.o.NoDecode {
-		if _, err := c.o.Sink.Topic(c.o.Topic(s.addr.Addr(), s.addr.Port())); err != nil {
+		if _, err := c.join.topicOf(c.o.Topic(s.addr.Addr(), s.addr.Port())); err != nil {
 			c.log.Error("session refused: topic", "address", s.addr.Addr(), "error", err)
 			return
 		}
@@ -195,7 +210,7 @@ func (c *Collector) serve(s *session) {
 	c.co.kick()
 	err = c.read(r, s)
 	c.countEnd(err)
-	c.end(r, s)
+	c.end(r, s, err)
 	if r.noise.Allow() {
 		r.log.Info("session closed", "session", s.id, "reason", err)
 	}
@@ -247,7 +262,7 @@ func (s *session) fill(maxMessage int) error {
 		s.buf = grown
 	}
 	room := cap(s.buf) - len(s.buf)
-	n, err := s.conn.Read(s.buf[len(s.buf):cap(s.buf)])
+	n, err := countingReader{s}.Read(s.buf[len(s.buf):cap(s.buf)])
 	s.buf = s.buf[:len(s.buf)+n]
 	s.emptied = n < room
 	if n > 0 {
@@ -300,6 +315,7 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 		return false, true
 	}
 	r.session = s
+	r.course.Begin(c.clock.now())
 	r.facts.sessions++
 	r.facts.peers = make(map[peer]struct{})
 	r.facts.opaque = s.opaque
@@ -312,9 +328,10 @@ func (c *Collector) begin(r *router, s *session, key string) (began, again bool)
 		return true, false
 	}
 	r.key = key
-	r.caughtUp, r.behind = s.accepted, false
+	r.Vouch.Opened(s.accepted)
 	r.spool.opened()
 	r.opened = openedBody(s.addr)
+	r.from = s.addr.Addr()
 	c.openTable(r, s)
 	if !c.append(r, s, s.id, hold.Opened, s.accepted, r.opened[:]) || !c.tidy(r, s, s.id, s.accepted, false) {
 		if s.relay != nil {
@@ -363,8 +380,8 @@ func (c *Collector) displace(r *router, s *session) bool {
 	return true
 }
 
-// end writes that the session is over.
-func (c *Collector) end(r *router, s *session) {
+// end writes that the session is over, for the reason why.
+func (c *Collector) end(r *router, s *session, why error) {
 	if s.relay != nil {
 		s.relay.Close() // no replay is to see the table of the next session
 	}
@@ -373,7 +390,11 @@ func (c *Collector) end(r *router, s *session) {
 	if !r.pmacct {
 		c.append(r, s, s.id, hold.Closed, c.clock.now(), nil)
 	}
-	c.closeTable(r)
+	// Where the way to here had broken, another that sent until lately may have heard
+	// more. A router that closes does so behind all that it has said. A way that had
+	// broken then and has healed since brings the rest after as long again at most.
+	c.closeTable(r, errors.Is(why, errClosed) || s.accepted >= r.turned || r.Heard >= r.turned+micros(c.o.Margin+2*c.o.KeepAlive))
+	r.course.End()
 	r.session, r.last = nil, s.id
 	r.restart = s.restart.Load()
 	r.facts.closedAt = c.clock.now()
@@ -403,7 +424,7 @@ func (c *Collector) append(r *router, s source, id uint32, kind hold.Kind, at in
 		if !waited {
 			waited = true
 			r.facts.waited++
-			r.behind = true
+			r.Behind = true
 		}
 		c.fwd.wake(r)
 		r.waits++
@@ -434,7 +455,8 @@ func (c *Collector) read(r *router, s *session) error {
 		if err != nil {
 			return err
 		}
-		if !c.settle(r, s) {
+		unsettled, ok := c.settle(r, s)
+		if !ok {
 			return errAborted
 		}
 		// A silent router is healthy; one that stops inside a message is not.
@@ -442,7 +464,7 @@ func (c *Collector) read(r *router, s *session) error {
 		switch {
 		case len(s.buf) > 0:
 			deadline = time.Now().Add(c.o.ReadTimeout)
-		case r.unsettled():
+		case unsettled:
 			deadline = time.Now().Add(settleEvery)
 		}
 		if err := s.conn.SetReadDeadline(deadline); err != nil {
@@ -516,10 +538,9 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 		}
 		if err != nil || n == 0 {
 			if !r.pmacct {
-				r.behind = !s.emptied || waited
-				if !r.behind {
-					r.caughtUp = now
-				}
+				s.taken = s.got
+				from, end := r.stream.Positions()
+				r.Took(now, from, end, s.emptied && !waited)
 				c.repeated(r, s, now)
 			}
 			c.fwd.wake(r)
@@ -550,6 +571,7 @@ func (c *Collector) take(r *router, s *session) (rest []byte, err error) {
 		if t != bmp.TypeRouteMonitoring {
 			r.facts.note(msg)
 		}
+		r.course.Take(now, isEndOfRIB(msg))
 		if !r.pmacct { // else its records are counted
 			r.facts.messages++
 			r.facts.bytes += uint64(n)

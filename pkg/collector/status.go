@@ -35,7 +35,7 @@ func (c *Collector) Status() control.Status {
 		PID:      os.Getpid(),
 		Started:  c.started,
 		Uptime:   control.Seconds(time.Since(c.started).Seconds()),
-		Cluster:  control.Cluster{Name: c.o.Cluster, ID: c.o.ID},
+		Cluster:  control.Cluster{Name: c.o.Cluster, ID: c.o.ID, Expected: c.o.Members},
 		Degraded: []string{},
 		Messages: make(map[string]uint64, len(messageNames)),
 		LeftOut:  c.leftOut(),
@@ -45,10 +45,28 @@ func (c *Collector) Status() control.Status {
 	}
 	c.electionStatus(&st, now)
 	c.routerStatus(&st, now)
+	for i := range st.Members { // what was said last may be older than what is now
+		m := &st.Members[i]
+		if !m.Self {
+			continue
+		}
+		m.HeartbeatAge, m.RoutersHeard, m.RoutersSent = 1e-6, 0, 0
+		for j := range st.Routers {
+			if st.Routers[j].Heard {
+				m.RoutersHeard++
+			}
+			if st.Routers[j].Sending {
+				m.RoutersSent++
+			}
+		}
+	}
 	if t := st.LastTakeover; t != nil {
 		t.Replayed = c.co.replayed() - t.Replayed
 	}
 	c.sinkStatus(&st, now)
+	c.linkStatus(&st)
+	c.readBackStatus(&st, now)
+	st.Takeovers, st.TakeoversTotal = c.past.takeovers()
 	c.besideStatus(&st, now)
 	c.tableStatus(&st)
 	st.Sessions = control.Sessions{
@@ -66,7 +84,7 @@ func (c *Collector) Status() control.Status {
 			"restarted": c.counts.closedRestarted.Load(),
 		},
 	}
-	if why := c.co.client.ScanError(); why != "" {
+	if why := c.co.client.ScanError(); why != "" && st.Redis.State != control.RedisUnreachable {
 		st.Degraded = append(st.Degraded, "cannot look for native members in Redis: "+why)
 	}
 	if err := c.healthy(); err != nil {
@@ -98,9 +116,7 @@ func forced(mode string) string {
 // electionStatus fills in role, members and Redis.
 func (c *Collector) electionStatus(st *control.Status, now int64) {
 	co := &c.co
-	co.mu.Lock()
-	s := co.seen
-	co.mu.Unlock()
+	s := co.snapshot()
 	st.Role, st.Forced, st.Reason = s.role.String(), forced(s.mode.String()), s.reason
 	st.Since, st.Token = c.clock.toTime(s.since), s.token
 	st.RoleChanges = map[string]uint64{}
@@ -108,13 +124,13 @@ func (c *Collector) electionStatus(st *control.Status, now int64) {
 		st.RoleChanges[election.Role(role).String()] = n
 	}
 	st.Redis = control.Redis{
-		Address: c.o.Redis.Address, State: control.RedisOK,
+		Address: c.o.Redis.Where(), State: control.RedisOK,
 		RoundTrip: seconds(s.trip), Heartbeat: seconds(micros(c.o.Heartbeat)), Expiry: seconds(micros(c.o.Expiry)),
 		Rounds: s.rounds, Failures: s.failures, Skipped: co.client.Skipped(), LastError: s.failing,
 	}
 	switch {
 	case s.down:
-		st.Redis.State = control.RedisUnreachable
+		st.Redis.State, st.Redis.Held = control.RedisUnreachable, s.held
 	case s.failing != "" || s.rounds == 0:
 		st.Redis.State = control.RedisFailing
 	}
@@ -149,7 +165,7 @@ func Members(v *cluster.View, process string, instance uint64) []control.Member 
 		cm := control.Member{
 			Name: m.Name, Kind: control.KindBMPHA, Gone: m.Gone, Timestamp: m.Value,
 			Role: m.Role, Forced: forced(m.Mode), Reason: m.Reason, Token: m.Token,
-			Version: m.Version, Host: m.Host, PID: m.PID, Unfit: m.Why,
+			Version: m.Version, Host: m.Host, PID: m.PID, Unfit: m.Why, Ready: m.Ready, Link: m.Link,
 		}
 		if m.Gone {
 			cm.Timestamp = m.Own
@@ -178,18 +194,24 @@ func Members(v *cluster.View, process string, instance uint64) []control.Member 
 // routerStatus fills in routers and hold.
 func (c *Collector) routerStatus(st *control.Status, now int64) {
 	st.Hold = control.Hold{Limit: uint64(c.budget.Limit()), Dropped: map[string]uint64{}}
-	c.co.mu.Lock()
-	view := c.co.seen.view
-	c.co.mu.Unlock()
+	s := c.co.snapshot()
+	view := s.view
+	current := view
+	if s.lost() { // what others said of their reading is of before
+		current = nil
+	}
 	known := map[string]bool{}
 	var full uint64
 	var oldest, lowest int64
 	for _, r := range c.routers.all() {
-		cr, key, lowWater := c.oneRouter(r, now)
+		cr, key, lowWater, own := c.oneRouter(r, now)
 		known[key] = true
 		cr.HeardBy = heardBy(view, key, c.o.Process, cr.Heard)
+		cr.Readings = readings(current, key, c.o.Process, &own.RouterState)
+		cr.Why = because(&s, key, c.o.Process, cr.Sender, &own)
 		if lowWater > 0 {
 			cr.LowWater = lowWater
+			cr.LowWaterLag = seconds(max(1, c.clock.toRedis(now)-lowWater))
 			if lowest == 0 || lowWater < lowest {
 				lowest = lowWater
 			}
@@ -215,7 +237,14 @@ func (c *Collector) routerStatus(st *control.Status, now int64) {
 	}
 }
 
-func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key string, lowWater int64) {
+// own is how a router stands here.
+type own struct {
+	election.RouterState
+	wanted bool // it is sent here
+	awaits bool // once it is known what Kafka has
+}
+
+func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key string, lowWater int64, o own) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.stream.Counters()
@@ -229,6 +258,7 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 		Acknowledged: n.Acknowledged, Replayed: n.Replayed, Records: n.Records, Rollbacks: n.Rollbacks,
 		DecodeErrors: n.Errors,
 		Source:       control.SourceBMP, Heard: r.hears(), Opaque: r.facts.opaque,
+		Skipped: n.Skipped, Doubtful: n.Doubtful,
 		Freed:   map[string]uint64{"mark": n.FreedMark, "window": n.FreedWindow},
 		Dropped: map[string]uint64{"full": n.Dropped},
 	}
@@ -250,7 +280,7 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 	if r.stream.Wanted() {
 		cr.Behind = cr.Held
 	}
-	cr.Table = r.routes.status(now + c.clock.wall.Load())
+	cr.Table = r.routes.status(c.clock.toUnix(now))
 	if s := r.session; s != nil {
 		cr.Session = &control.Session{ID: s.id, Port: int(s.addr.Port()), Since: c.clock.toTime(s.accepted)}
 	}
@@ -258,7 +288,95 @@ func (c *Collector) oneRouter(r *router, now int64) (cr control.Router, key stri
 	if mark, ok := r.mark(c, now); ok {
 		lowWater = c.clock.toRedis(mark)
 	}
-	return cr, r.key, lowWater
+	o = own{wanted: r.stream.Wanted(), awaits: r.stream.Awaits(), RouterState: election.RouterState{
+		Hears: cr.Heard, Sends: r.sends(), Whole: r.course.Whole(now, r.Behind), Behind: r.lag(now), Keeps: r.keeps, Lags: r.lags,
+	}}
+	return cr, r.key, lowWater, o
+}
+
+// others calls f for each living member but this one, with what it says of a router.
+func others(v *cluster.View, key, process string, f func(m *cluster.Member, s election.RouterState)) {
+	if v == nil {
+		return
+	}
+	for i := range v.Members {
+		if m := &v.Members[i]; m.Name != process && !m.Gone && !m.Left {
+			f(m, m.Routers[key])
+		}
+	}
+}
+
+// readings say how the members that hear a router get on with it, by their names.
+func readings(v *cluster.View, key, process string, own *election.RouterState) (list []control.Reading) {
+	add := func(name string, s *election.RouterState) {
+		if s.Hears {
+			list = append(list, control.Reading{
+				Member: name, Behind: seconds(s.Behind), Whole: s.Whole, Late: s.Lags, Sends: s.Sends,
+			})
+		}
+	}
+	add(process, own)
+	others(v, key, process, func(m *cluster.Member, s election.RouterState) {
+		if !m.Native && !m.Old {
+			add(m.Name, &s)
+		}
+	})
+	slices.SortFunc(list, func(a, b control.Reading) int { return strings.Compare(a.Member, b.Member) })
+	return list
+}
+
+// because says why sender is to send a router, as one of the whys of package control.
+func because(s *snapshot, key, process, sender string, own *own) string {
+	here := sender == process
+	// What the sender says, what the leader says, and what the rest does.
+	var its, first election.RouterState
+	leads, led, native, heard, sent := false, false, false, 0, false
+	consider := func(name string, active, isNative bool, r election.RouterState) {
+		if r.Hears {
+			heard++
+		}
+		if name == sender {
+			its, leads, native = r, active, isNative
+			return
+		}
+		if active {
+			first, led = r, true
+		}
+		sent = sent || r.Sends
+	}
+	consider(process, s.role == election.Active, false, own.RouterState)
+	others(s.view, key, process, func(m *cluster.Member, r election.RouterState) {
+		consider(m.Name, m.Role == election.Active.String(), m.Native, r)
+	})
+	switch {
+	case sender == "":
+		return ""
+	case here && own.awaits:
+		return control.WhyReadingBack
+	case here && !own.wanted:
+		return control.WhyTakingOver
+	case !here && own.wanted:
+		return control.WhyHandingOver
+	case s.lost() && leads && here && strings.HasPrefix(s.reason, "Redis unavailable"):
+		return control.WhyRedisAway
+	case native:
+		return control.WhyNative
+	case !here && sent && !its.Sends:
+		return control.WhyTakingOver
+	case leads || !led:
+		return control.WhyLeads
+	case !its.Hears && heard == 0:
+		return control.WhyLast
+	case !first.Hears && heard == 1:
+		return control.WhyOnly
+	case !first.Hears:
+		return control.WhyLeaderDeaf
+	case first.Lags:
+		return control.WhyLeaderLate
+	case !first.Whole:
+		return control.WhyLeaderDumps
+	}
+	return control.WhyKept
 }
 
 // heardBy names the members that have a session with a router.
@@ -336,8 +454,12 @@ func (c *Collector) sinkStatus(st *control.Status, now int64) {
 	st.Sink = control.Sink{
 		Kind: c.o.SinkKind, Target: c.o.SinkTarget, Connected: s.Connected, DeadLetterFile: c.o.DeadLetter,
 		InFlight: s.Outstanding, Window: s.Window, Handed: s.Handed, Acknowledged: s.Acked, Failed: s.Failed,
+		Fencing: c.o.TransactionalID != nil, Fenced: s.Fenced, Unsure: s.Unsure,
 		DeadLetters: s.Dead, Rebuilt: s.Rebuilt, Bytes: s.Bytes, LastError: s.LastError, LastErrorAt: s.LastErrorAt,
 	}
+	c.past.mu.Lock()
+	st.Sink.FencedOthers, st.Sink.FenceError, st.Sink.FenceErrorAt = c.past.fencedOthers, c.past.fenceErr, c.clock.toTime(c.past.fenceErrAt)
+	c.past.mu.Unlock()
 	// Nothing moves: of what is under way, or of what waits to be.
 	waits := int64(0)
 	for i := range st.Routers {
@@ -352,6 +474,49 @@ func (c *Collector) sinkStatus(st *control.Status, now int64) {
 	case waits > 0:
 		st.Sink.Stalled = seconds(min(idle, waits, max(0, now-c.co.snapshot().since)))
 	}
+}
+
+func (c *Collector) linkStatus(st *control.Status) {
+	if c.co.link == nil {
+		return
+	}
+	st.Link = &control.Link{Holds: c.o.HoldRoles, Peers: []control.LinkPeer{}}
+	for _, p := range c.co.link.Status() {
+		cp := control.LinkPeer{
+			Name: p.Name, Address: p.Address, Connected: p.Connected, Since: p.Since,
+			RoundTrip: control.Seconds(p.RoundTrip.Seconds()), Error: p.Error,
+		}
+		if p.Instance != 0 {
+			cp.Instance = fmt.Sprintf("%016x", p.Instance)
+		}
+		if !p.Heard.IsZero() {
+			cp.HeardAge = control.Seconds(max(time.Microsecond, time.Since(p.Heard)).Seconds())
+		}
+		st.Link.Peers = append(st.Link.Peers, cp)
+	}
+}
+
+// endsStale is how long ago, in µs, the ends of topics may have been looked at.
+const endsStale = int64(2 * time.Second / time.Microsecond)
+
+func (c *Collector) readBackStatus(st *control.Status, now int64) {
+	if c.join.reader == nil {
+		return
+	}
+	s := c.join.reader.Status()
+	b := &control.ReadBack{
+		Topics: s.Topics, Partitions: s.Partitions, Known: s.Known, Reading: s.Reading, Ready: c.join.ready.Load(),
+		LastError: s.LastError, LastErrorAt: s.LastErrorAt,
+	}
+	if s.From > 0 {
+		b.History = seconds(max(0, now-s.From))
+	}
+	known := s.Known == s.Partitions && now-s.To < endsStale
+	if s.Partitions == 0 { // of topics that do not exist there is nothing to know
+		known = s.Topics == 0 || s.LastErrorAt.IsZero() || time.Since(s.LastErrorAt) >= 2*time.Second
+	}
+	b.Unknown = seconds(c.past.unknown(now, known))
+	st.ReadBack = b
 }
 
 // Healthy reports whether the main loops turn.

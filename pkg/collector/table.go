@@ -58,6 +58,8 @@ type routes struct {
 	ground   gate.Ground // whether what comes again needs to be sent again
 	compared bool        // it did not when the session began
 	again    uint64      // routes that came again and were left out
+	learning learning
+	change   func(*table.Change) // of what a message changes: note, once
 
 	hog      bool  // to be given up, because it leaves no room for others
 	settled  bool  // nothing is left of the session before, and nothing more expected
@@ -77,7 +79,7 @@ func (c *Collector) openTable(r *router, s *session) {
 	t.ground.Opened(r.stream)
 	t.compared = c.o.Table.Diff && t.ground.Holds(r.stream)
 	t.settled, t.lookedAt, t.behindAt = false, now, now
-	t.Open(now + c.clock.wall.Load())
+	t.Open(c.clock.toUnix(now))
 	switch {
 	case s.relay == nil:
 	case c.o.Table.Hashes || s.opaque:
@@ -87,11 +89,12 @@ func (c *Collector) openTable(r *router, s *session) {
 	}
 }
 
-// closeTable ends a session of r. The caller holds the router's lock.
-func (c *Collector) closeTable(r *router) {
+// closeTable ends a session of r. all says that it has brought what any other collector
+// has sent. The caller holds the router's lock.
+func (c *Collector) closeTable(r *router, all bool) {
 	t := &r.routes
 	if t.Table != nil {
-		t.ground.Closed(r.stream, t.whole(c.clock.now()+c.clock.wall.Load()))
+		t.ground.Closed(r.stream, all && t.whole(c.clock.toUnix(c.clock.now())))
 	}
 }
 
@@ -119,48 +122,28 @@ func (c *Collector) newTable() *table.Table {
 func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []byte, news bool) {
 	t := &r.routes
 	if t.hog {
-		s.again = t.compared && !t.whole(now+c.clock.wall.Load())
-		c.giveUp(r, s, hogged)
-		return msg, true
+		return c.without(r, s, now, hogged, msg)
 	}
-	sent := c.o.Table.Diff && t.ground.Holds(r.stream) && c.fwd.mayHand()
+	t.learning = learning{sent: c.o.Table.Diff && t.ground.Holds(r.stream) && c.fwd.mayHand()}
 	t.notes.Values = c.o.Table.RIB
 	t.notes.Reset()
-	again, ended := uint64(0), false
-	apply := t.Apply
-	if s.relay != nil && !c.o.Table.Hashes {
-		apply = s.relay.Apply
+	if t.change == nil {
+		t.change = t.note
 	}
-	err := apply(msg, now+c.clock.wall.Load(), func(ch *table.Change) {
-		if ch.Kind == table.Marker && t.compared && ch.Resumed {
-			// Who takes away at the End-of-RIB what a dump did not have would take
-			// away what was left out. What has vanished is told otherwise.
-			ended = true
-			return
-		}
-		known := sent && ch.Kind == table.Announced && ch.Same && ch.Before.Stale && ch.Resumed
-		if known {
-			again++
-		}
-		if ch.Kind == table.Withdrawn && !ch.Found && ch.Dumping {
-			// Who was the sender before may have told of it.
-			t.notes.AddPlain()
-			return
-		}
-		t.notes.Add(ch, known)
-	})
+	var err error
+	if wall := c.clock.toUnix(now); s.relay != nil && !c.o.Table.Hashes {
+		err = s.relay.Apply(msg, wall, t.change)
+	} else {
+		err = t.Apply(msg, wall, t.change)
+	}
 	t.notes.Applied(err) // the encoder says what is wrong
 	switch {
 	case errors.Is(err, table.ErrStoreFull) || errors.Is(err, table.ErrTooManyRoutes) ||
 		errors.Is(err, table.ErrPeersFull) || errors.Is(err, table.ErrTooManyRIBs):
-		// Routes were left out because they were known, and what has vanished was still
-		// to be told: without a table neither can be made good but by all of a dump.
-		s.again = t.compared && !t.whole(now+c.clock.wall.Load())
-		c.giveUp(r, s, err.Error())
-		return msg, true
+		return c.without(r, s, now, err.Error(), msg)
 	case err == nil && bmp.Type(msg) == bmp.TypePeerUp:
 		t.settled = false
-		if sent && t.Resumed(msg) {
+		if t.learning.sent && t.Resumed(msg) {
 			// It is needed to decode what follows, but those who build a table
 			// would start over with it.
 			t.body = append(append(t.body[:0], msg...), resumed)
@@ -170,12 +153,49 @@ func (c *Collector) learn(r *router, s *session, msg []byte, now int64) (body []
 			t.StartOver(msg)
 		}
 	}
-	t.again += again
-	if t.notes.Silent() || ended {
+	t.again += t.learning.again
+	if t.notes.Silent() || t.learning.ended {
 		return nil, false
 	}
 	t.body = t.notes.Append(append(t.body[:0], msg...))
 	return t.body, true
+}
+
+// learning is what is found out about a message while its changes are noted.
+type learning struct {
+	sent  bool   // what was said in sessions before is in Kafka
+	again uint64 // routes that are left out
+	ended bool   // it is an End-of-RIB that is to be left out
+}
+
+// note follows a change that a message makes.
+func (t *routes) note(ch *table.Change) {
+	l := &t.learning
+	if ch.Kind == table.Marker && t.compared && ch.Resumed {
+		// Who takes away at the End-of-RIB what a dump did not have would take
+		// away what was left out. What has vanished is told otherwise.
+		l.ended = true
+		return
+	}
+	known := l.sent && ch.Kind == table.Announced && ch.Same && ch.Before.Stale && ch.Resumed
+	if known {
+		l.again++
+	}
+	if ch.Kind == table.Withdrawn && !ch.Found && ch.Dumping {
+		// Who was the sender before may have told of it.
+		t.notes.AddPlain()
+		return
+	}
+	t.notes.Add(ch, known)
+}
+
+// without gives the table up in the course of a session. If routes were left out
+// because they were known, and what has vanished was still to be told, that can only
+// be made good by all of a dump: the session has to begin again.
+func (c *Collector) without(r *router, s *session, now int64, why string, msg []byte) (body []byte, news bool) {
+	s.again = r.routes.compared && !r.routes.whole(c.clock.toUnix(now))
+	c.giveUp(r, s, why)
+	return msg, true
 }
 
 // giveUp does without a table of r for the rest of s, nil if it has no session. The
@@ -304,34 +324,33 @@ func (c *Collector) tidyMore(t *routes, byMessage bool) bool {
 }
 
 // settle ends dumps of which nothing has come for long. It reports false when the
-// session must end.
-func (c *Collector) settle(r *router, s *session) bool {
+// session must end, and whether it has to be called again even if nothing comes.
+func (c *Collector) settle(r *router, s *session) (unsettled, ok bool) {
+	if c.store == nil {
+		return false, true
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	t := &r.routes
 	now := c.clock.now()
-	if r.behind {
+	if r.Behind {
 		t.behindAt = now
 	}
-	if t.Table == nil || t.settled || now-t.lookedAt < micros(settleEvery) {
-		return true
+	if t.Table == nil || t.settled {
+		return false, true
+	}
+	if now-t.lookedAt < micros(settleEvery) {
+		return true, true
 	}
 	t.lookedAt = now
 	if now-t.behindAt < settleAfter {
-		return true
+		return true, true
 	}
-	if t.Settle(now-settleAfter+c.clock.wall.Load()) && !c.tidy(r, s, s.id, now, false) {
-		return false
+	if t.Settle(c.clock.toUnix(now-settleAfter)) && !c.tidy(r, s, s.id, now, false) {
+		return true, false
 	}
-	t.settled = t.whole(now + c.clock.wall.Load())
-	return true
-}
-
-// unsettled reports whether settle has to be called again even if nothing comes.
-func (r *router) unsettled() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.routes.Table != nil && !r.routes.settled
+	t.settled = t.whole(c.clock.toUnix(now))
+	return t.Table != nil && !t.settled, true
 }
 
 // tendTables tells of the routes of routers that are gone for good, as pmacct with

@@ -78,30 +78,30 @@ func TestRedumpAfterPeerUp(t *testing.T) {
 	say(s, "a", a, true)
 	say(s, "b", b, true)
 	say(s, "End-of-RIB", f.end(), true)
-	c.closeTable(r)
+	c.closeTable(r, true)
 
 	s = open(2)
 	say(s, "Peer Up", f.up(1000), false)
 	say(s, "a", a, false)
-	c.closeTable(r)
+	c.closeTable(r, true)
 
 	s = open(3) // of another BGP session, and cut short
 	say(s, "Peer Up", f.up(1001), true)
 	say(s, "a", a, true)
-	c.closeTable(r)
+	c.closeTable(r, true)
 
 	s = open(4)
 	say(s, "Peer Up", f.up(1001), false)
 	say(s, "a", a, false)
 	say(s, "b", b, true)
-	c.closeTable(r)
+	c.closeTable(r, true)
 
 	s = open(5)
 	c.fwd.lease.Store(0) // it is not certain who sends
 	say(s, "Peer Up", f.up(1001), true)
 	c.fwd.lease.Store(1 << 62)
 	say(s, "a", a, true)
-	c.closeTable(r)
+	c.closeTable(r, true)
 
 	s = open(6)
 	say(s, "Peer Up", f.up(1001), false)
@@ -135,7 +135,7 @@ func TestGivenUpWithinRedump(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.mu.Lock()
-	c.closeTable(r)
+	c.closeTable(r, true)
 	r.mu.Unlock()
 	s = open(2)
 	if err := say(s, f.up(1000), a); err != nil {
@@ -240,5 +240,23 @@ func TestLargestTableMakesRoom(t *testing.T) {
 				r.mu.Unlock()
 			}
 		})
+	}
+}
+
+// TestLearnAllocates: a message of which the table knows the routes costs no memory.
+func TestLearnAllocates(t *testing.T) {
+	var f spoken
+	c := still(t, tables(TableOptions{Diff: true}))
+	r := heard(c)
+	s := &session{id: 1, accepted: c.clock.now()}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c.openTable(r, s)
+	now := c.clock.now()
+	c.learn(r, s, f.up(1000), now)
+	msg := f.route("198.51.100.0/24")
+	c.learn(r, s, msg, now)
+	if n := testing.AllocsPerRun(1000, func() { c.learn(r, s, msg, now) }); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
