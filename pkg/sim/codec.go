@@ -66,6 +66,11 @@ func (c *change) check() byte {
 	return byte(c.version)*5 + byte(c.prefix)*3 + c.peer*7 + c.kind*11 + byte(c.version>>8)*13 + 0x5a
 }
 
+// message is appendMessage to memory of its own.
+func (w *world) message(salt byte, cap uint32, cs []change) []byte {
+	return appendMessage(w.bytes(6+len(cs)*changeLen), salt, cap, cs)
+}
+
 // A message on the wire is its kind, its peer, and changes. Those of a route are
 // masked with the salt of the session and with what the Peer Up before it said,
 // as the capabilities in a real Peer Up decide how the routes are read: whoever
@@ -92,6 +97,9 @@ func appendMessage(b []byte, salt byte, cap uint32, cs []change) []byte {
 type codec struct {
 	salt byte
 	caps [8]uint32 // by peer, 0 while it is down
+
+	stamped bool // by a built-in mistake, hashes cover the arrival
+	at      int64
 }
 
 var _ gate.Codec = (*codec)(nil)
@@ -99,7 +107,12 @@ var _ gate.Codec = (*codec)(nil)
 func (c *codec) put(b *record.Batch, o *record.Origin, index int, raw []byte) {
 	var r record.Rec
 	r.HeaderOff = uint32(len(b.Data))
-	b.Data = record.AppendHeader(b.Data, o, index)
+	key, value := c.hashes(raw)
+	if raw[0] == kindRoute {
+		b.Data = record.AppendRouteHeader(b.Data, o, index, key, value)
+	} else {
+		b.Data = record.AppendStateHeader(b.Data, o, index, key, value)
+	}
 	r.HeaderLen = uint32(len(b.Data)) - r.HeaderOff
 	r.ValueOff = uint32(len(b.Data))
 	b.Data = append(b.Data, raw...)
@@ -107,15 +120,43 @@ func (c *codec) put(b *record.Batch, o *record.Origin, index int, raw []byte) {
 	b.Recs = append(b.Recs, r)
 }
 
+// hashes are those of package pmacct: of what is said about, and of what is said.
+func (c *codec) hashes(raw []byte) (of, said uint64) {
+	ch, _ := parseChange(raw)
+	k := ch.kind
+	switch k {
+	case kindRoute:
+		said = 1 // withdrawn
+		if !ch.withdraw {
+			said = uint64(content(key(ch.peer, ch.prefix), ch.version)) + 1
+		}
+	case kindPeerUp:
+		said = 1<<32 | uint64(c.caps[ch.peer])
+	case kindPeerDown:
+		k = kindPeerUp // one key for both
+	}
+	if c.stamped {
+		said |= uint64(c.at) << 16
+	}
+	return keyHash(k, ch.peer, ch.prefix), said
+}
+
+func keyHash(kind, peer byte, prefix uint16) uint64 {
+	return uint64(kind)<<32 | uint64(key(peer, prefix)) + 1
+}
+
 func (c *codec) Open(b *record.Batch, o *record.Origin, at int64) {
-	c.put(b, o, 0, appendChange(nil, change{kind: kindOpen}))
+	var raw [changeLen]byte
+	c.put(b, o, 0, appendChange(raw[:0], change{kind: kindOpen}))
 }
 
 func (c *codec) Close(b *record.Batch, o *record.Origin, at int64) {
-	c.put(b, o, 0, appendChange(nil, change{kind: kindClose}))
+	var raw [changeLen]byte
+	c.put(b, o, 0, appendChange(raw[:0], change{kind: kindClose}))
 }
 
 func (c *codec) Message(b *record.Batch, o *record.Origin, at int64, msg []byte) error {
+	c.at = at
 	c.Observe(msg)
 	mask := byte(0)
 	if msg[0] == kindRoute || msg[0] == kindEndOfRIB {

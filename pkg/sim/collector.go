@@ -14,19 +14,24 @@ type node struct {
 	w    *world
 	id   int
 	name string
+	wall int64 // the host's clock - true time
 	proc *proc // nil while none runs
 
 	cutRedis   bool
 	cutKafka   bool
+	cutLinks   bool // from the other collectors
+	gone       bool // the host refuses nothing: it is not there
 	cutRouters [8]bool
-	slow       [8]int64 // µs between messages from a router, 0 normal
-	failNext   Fault    // what happens to the next request to Kafka
+	ways       [8]*silence // from the routers, nil for one that is fine
+	slow       [8]int64    // µs between messages from a router, 0 normal
+	failNext   Fault       // what happens to the next request to Kafka
 }
 
 func (nd *node) start() {
 	if nd.proc != nil || nd.w.closing {
 		return
 	}
+	nd.gone = false
 	nd.proc = newProc(nd)
 	nd.w.tracef("%s starts", nd.proc.name())
 	nd.proc.turn()
@@ -37,7 +42,8 @@ func (nd *node) start() {
 type proc struct {
 	w        *world
 	node     *node
-	run      int
+	nth      int // of those on the node
+	number   int // among all that ever ran
 	instance uint64
 	skew     int64 // local clock - true time
 
@@ -45,17 +51,28 @@ type proc struct {
 	budget  *hold.Budget
 	streams []*stream
 	out     *producer
+	join    joiner
 
 	busy      bool // an exchange with Redis
+	tickAt    int64
 	publishAt int64
+	counted   uint64 // Redis' token in the last round
+	largest   uint64 // the largest that any round has shown
+	wroteAt   int64  // Redis' clock when we last wrote
+	troubled  int64  // since when Kafka is out of reach, 0 if it is not
 	pubBusy   bool
 	wrote     uint64
-	said      string
+	said      [2 * maxRouters]byte
 	announce  bool
 	ended     bool
 	redisOff  int64
-	lease     int64
-	role      election.Role
+	synced    bool // redisOff is that to Redis' clock
+
+	gone       election.Gone
+	triedAt    int64 // when the last round began that has ended, local clock
+	answeredAt int64 // when the last round that ended well began, local clock
+	lease      int64
+	role       election.Role
 
 	stopping   bool
 	stopAt     int64
@@ -64,7 +81,8 @@ type proc struct {
 	resigning  bool
 	dead       bool
 	paused     bool
-	woken      []func()
+	woken      []runner
+	frees      []*exchange
 	stopAtHand int64 // SIGSTOP for so long after the next check of the lease
 }
 
@@ -74,32 +92,53 @@ type stream struct {
 	r        *router
 	gate     *gate.Stream
 	conn     *connection // open session
-	input    []input
-	arrivals []int64 // by position
+	input    fifo[input]
+	lose     bool // the next message, by a built-in mistake
+	roused   bool // waits for the process to run
+	seen     sender
+	duty     election.Duty
+	entries  []entered // by position
+	sets     map[[2]uint64]bool
+	setEnd   uint64
+	blind    bool  // it went on without knowing what Kafka has
+	joinedAt int64 // when it went on, local clock
 	starts   int
 	wantedAt int64
 	batch    record.Batch
 	words    []word // encoded and not handed over
+	room     []word // the memory for them
 	pos      uint64
 	retryAt  int64
 	backoff  int64
 	received uint64
 	refused  bool
+	gate.Vouch
+	course   gate.Course
+	taking   int64 // since when what was read is put into the log, local clock, 0 if all is
+	waited   bool  // for room
 	readable int64 // when the stream last had a reason not to read
 	fresh    bool  // nothing was encoded since the start
 	rib      *rib  // nil: a table that comes again is sent again
 }
 
-type input struct {
-	conn *connection
-	kind hold.Kind
-	msg  []byte
-	it   item
-	at   int64 // true time of delivery
+// entered is what the log has at a position.
+type entered struct {
+	at      int64
+	changes []change
+}
 
-	learned bool // the table has it
-	known   bool // and nothing of it needs to be sent
-	aborted bool // a Closed: what was delivered before need not be in the log
+type input struct {
+	conn      *connection
+	kind      hold.Kind
+	msg       []byte
+	it        item
+	at        int64    // true time of delivery
+	delivered []change // before anything was left out
+
+	attached bool // an Opened: the session is the router's
+	learned  bool // the table has it
+	known    bool // and nothing of it needs to be sent
+	aborted  bool // a Closed: what was delivered before need not be in the log
 }
 
 // A connection is the collector's end of a session.
@@ -107,7 +146,10 @@ type connection struct {
 	st      *stream
 	s       *session
 	id      uint32
+	last    int64 // something came, true time
+	began   int64 // local clock
 	open    bool
+	begun   bool // the log has its opening, or waits with it for room
 	lingers bool // the router's end is gone and we were not told
 }
 
@@ -119,20 +161,24 @@ func newProc(nd *node) *proc {
 			run++
 		}
 	}
-	p := &proc{w: w, node: nd, run: run, instance: w.rng.Uint64(), skew: w.between(sec, 1000*sec), budget: hold.NewBudget(w.budget)}
+	p := &proc{w: w, node: nd, nth: run, number: len(w.procs), instance: w.rng.Uint64(), skew: w.between(sec, 1000*sec), budget: hold.NewBudget(w.budget)}
 	if p.skew > 10*sec {
 		w.fire(ClockOffset)
 	}
-	p.redisOff = epoch - p.skew + w.between(-60*sec, 60*sec) // the wall clock, until Redis is asked
+	p.redisOff = epoch - p.skew + nd.wall // until Redis is asked
 	p.el = election.New(election.Config{
 		Name: nd.name, Instance: p.instance, Heartbeat: w.heartbeat, Expiry: w.expiry,
 		Deadline: w.deadline, Failures: w.failures, Handover: w.handover, Grace: w.grace, Window: w.window, Proof: w.expiry,
+		Linger: w.linger, Failback: w.failback, MaxBehind: w.maxBehind, Steady: w.heartbeat, Hold: w.hold,
 	}, p.local())
 	for _, r := range w.routers {
 		st := &stream{p: p, r: r}
 		st.gate = gate.New(gate.Config{
 			ID: uint32(r.id), Instance: p.instance,
-			Open: func(_ uint32, body []byte) gate.Codec { return &codec{salt: body[0]} },
+			Await: w.readsBack, Beside: w.window, Identify: identify,
+			Open: func(_ uint32, body []byte) gate.Codec {
+				return &codec{salt: body[0], stamped: w.opt.Defect == Timestamps}
+			},
 			OnError: func(_ uint32, err error) {
 				w.violate("I9: %s, router %d: %v", p.name(), r.id, err)
 			},
@@ -143,26 +189,17 @@ func newProc(nd *node) *proc {
 		p.streams = append(p.streams, st)
 	}
 	p.out = newProducer(p)
+	p.join.p, p.join.fenced = p, make(map[uint64]int64)
 	w.procs = append(w.procs, p)
 	return p
 }
 
-func (p *proc) name() string { return fmt.Sprintf("%s%d", p.node.name, p.run) }
+func (p *proc) name() string { return fmt.Sprintf("%s%d", p.node.name, p.nth) }
 
 func (p *proc) local() int64 { return p.w.now + p.skew }
 
 // do runs f after d, when the process runs; never if it has ended.
-func (p *proc) do(d int64, f func()) {
-	p.w.after(d, func() {
-		switch {
-		case p.dead:
-		case p.paused:
-			p.woken = append(p.woken, f)
-		default:
-			f()
-		}
-	})
-}
+func (p *proc) do(d int64, f func()) { p.w.push(d, p, call(f)) }
 
 func (p *proc) pause(d int64) {
 	if p.paused || p.dead {
@@ -170,6 +207,9 @@ func (p *proc) pause(d int64) {
 	}
 	p.w.tracef("%s stops for %.3f s", p.name(), float64(d)/1e6)
 	p.paused = true
+	for _, st := range p.streams {
+		st.breaks()
+	}
 	p.w.after(d, p.resume)
 }
 
@@ -193,7 +233,7 @@ func (p *proc) resume() {
 			return
 		}
 		if !p.dead {
-			f()
+			f.run()
 		}
 	}
 }
@@ -205,19 +245,42 @@ func (p *proc) kill() {
 	p.w.tracef("%s dies", p.name())
 	p.dead = true
 	p.node.proc = nil
+	p.obituary()
 	for _, st := range p.streams {
 		st.lagCheck()
-		if r := st.r; r.sessions[p.node.id] != nil {
-			r.cut(p.node.id)
+		st.breaks()
+		switch s := st.r.sessions[p.node.id]; {
+		case s == nil:
+		case s.way() != nil:
+			s.host.open = false
+		default:
+			st.r.cut(p.node.id)
 		}
 	}
 }
 
 func (p *proc) accepts() bool { return !p.stopping }
 
-func (p *proc) tick() {
+func (p *proc) tick() { (*tick)(p).run() }
+
+// tick is a turn that nothing but the clock has caused.
+type tick proc
+
+func (t *tick) run() {
+	p := (*proc)(t)
 	p.turn()
-	p.do(p.w.deadline/2, p.tick)
+	p.w.push(p.w.deadline*3/4, p, t)
+}
+
+// due is a turn because a round is due.
+type due proc
+
+func (t *due) run() {
+	p := (*proc)(t)
+	if p.tickAt <= p.w.now {
+		p.tickAt = 0
+	}
+	p.turn()
 }
 
 // turn is one turn of the coordinator's loop.
@@ -232,115 +295,187 @@ func (p *proc) turn() {
 		p.publish(now)
 	}
 	if !p.busy && !p.ended {
-		if next := p.el.Next() - now; next > 0 && next < p.w.deadline/2 {
-			p.do(next, p.turn)
+		at := p.w.now + p.el.Next() - now
+		if at > p.w.now && at < p.w.now+p.w.deadline && (p.tickAt == 0 || at < p.tickAt) {
+			p.tickAt = at
+			p.w.push(at-p.w.now, p, (*due)(p))
 		}
 	}
 }
 
-func (p *proc) exchange() {
-	w, rd := p.w, p.w.redis
-	p.busy = true
-	value, claim := p.el.Wants()
-	routers := p.self()
-	timestamp, seen := p.el.Timestamp(), p.el.Token()
-	announce := p.announce || value != p.wrote
-	p.announce, p.wrote = false, value
-	sent := p.local()
-	until := w.now + w.deadline
-	fail := func(why string) {
-		p.busy = false
-		if !p.ended {
-			if w.opt.Defect == ErrorsMeanAlone && why[0] == 'L' {
-				p.el.Done(p.local(), election.Round{Sent: sent, RedisTime: rd.clock(), Wrote: value})
-			} else {
-				p.el.Failed(p.local(), sent, why)
-			}
-		}
-		p.turn()
-	}
-	var v *view
-	var trip int64
-	var token uint64
-	finish := func() {
-		p.busy = false
-		p.redisOff = v.time - (sent + trip/2)
-		p.el.Done(p.local(), election.Round{Sent: sent, RedisTime: v.time, Wrote: value, Members: v.members, Shadowed: v.shadowed, Unknown: v.unknown})
-		if claim {
-			p.el.Claimed(p.local(), token)
-		}
-		p.turn()
-	}
-	tell := func() {
-		if !announce {
-			finish()
-			return
-		}
-		rd.call(p, w.now+w.deadline, func() { rd.tell(p) }, func(why string) {
-			if why != "" {
-				fail(why)
-				return
-			}
-			finish()
-		})
-	}
-	rd.call(p, until, func() { v = rd.read(p, timestamp) }, func(why string) {
-		if why != "" {
-			fail(why)
-			return
-		}
-		if v.shadowed {
-			value = 0
-		}
-		rd.call(p, until, func() { rd.write(p, v, timestamp, value, seen, routers) }, func(why string) {
-			if why != "" {
-				fail(why)
-				return
-			}
-			trip = p.local() - sent
-			if !claim {
-				tell()
-				return
-			}
-			rd.call(p, w.now+w.deadline, func() { token = rd.claim(seen) }, func(why string) {
-				if why != "" {
-					fail(why)
-					return
-				}
-				tell()
-			})
-		})
-	})
+// An exchange is a round with Redis.
+type exchange struct {
+	p         *proc
+	step      exchangeStep
+	value     uint64
+	claim     bool
+	announce  bool
+	m         election.Member
+	timestamp uint64
+	seen      uint64
+	sent      int64
+	until     int64
+	v         view
+	trip      int64
+	token     uint64
 }
+
+type exchangeStep uint8
+
+const (
+	toRead exchangeStep = iota
+	toWrite
+	toClaim
+	toTell
+)
+
+func (p *proc) exchange() {
+	p.busy = true
+	x := &exchange{p: p}
+	if n := len(p.frees); n > 0 {
+		x, p.frees = p.frees[n-1], p.frees[:n-1]
+		*x = exchange{p: p, v: view{nodes: x.v.nodes}}
+	}
+	x.value, x.claim = p.el.Wants()
+	x.m = p.words()
+	x.timestamp, x.seen = p.el.Timestamp(), p.el.Token()
+	x.announce = p.announce || x.value != p.wrote
+	p.announce, p.wrote = false, x.value
+	x.sent, x.until = p.local(), p.w.now+p.w.deadline
+	p.w.redis.call(p, x.until, x)
+}
+
+func (x *exchange) op() {
+	rd := x.p.w.redis
+	switch x.step {
+	case toRead:
+		rd.read(&x.v, x.p, x.timestamp)
+	case toWrite:
+		rd.write(x.p, &x.v, x.timestamp, x.value, x.m)
+	case toClaim:
+		x.token = rd.claim(max(x.seen, x.p.largest))
+	case toTell:
+		rd.tell(x.p)
+	}
+}
+
+func (x *exchange) done(why string) {
+	p := x.p
+	w, rd := p.w, p.w.redis
+	if why != "" {
+		p.busy = false
+		switch {
+		case p.ended:
+		case w.opt.Defect == ErrorsMeanAlone && why[0] == 'L':
+			p.el.Done(p.local(), election.Round{Sent: x.sent, RedisTime: rd.clock(), Wrote: x.value, Token: p.largest})
+		default:
+			p.triedAt = x.sent
+			p.el.Failed(p.local(), x.sent, why)
+		}
+		p.turn()
+		return
+	}
+	switch x.step {
+	case toRead:
+		x.step = toWrite
+		if x.v.shadowed {
+			x.value = 0
+		}
+		rd.call(p, x.until, x)
+		return
+	case toWrite:
+		x.trip = p.local() - x.sent
+		if x.claim {
+			x.step = toClaim
+			rd.call(p, w.now+w.deadline, x)
+			return
+		}
+		fallthrough
+	case toClaim:
+		if x.announce {
+			x.step = toTell
+			rd.call(p, w.now+w.deadline, x)
+			return
+		}
+	}
+	p.busy = false
+	p.redisOff, p.synced = x.v.time-(x.sent+x.trip/2), true
+	if x.value != 0 {
+		p.wroteAt = x.v.time
+	}
+	for i := range x.v.members {
+		p.largest = max(p.largest, x.v.members[i].Token)
+	}
+	p.largest = max(p.largest, x.v.token)
+	p.gone.Look(x.v.time, x.v.members, func(i int) bool { return x.v.members[i].Value == election.ForcedStandby })
+	defer func() { p.answeredAt = x.sent }() // when what follows from it is done
+	p.el.Done(p.local(), election.Round{Sent: x.sent, RedisTime: x.v.time, Wrote: x.value, Members: x.v.members, Shadowed: x.v.shadowed, Unknown: x.v.unknown, Token: x.v.token})
+	if x.claim {
+		p.el.Claimed(p.local(), x.token)
+	}
+	p.triedAt = x.sent
+	p.frees = append(p.frees, x)
+	p.turn()
+}
+
+// A publishing renews the marks between rounds.
+type publishing struct {
+	p *proc
+	e indexEntry
+}
+
+func (x *publishing) op()         { x.p.w.redis.index[x.p.node.id] = &x.e }
+func (x *publishing) done(string) { x.p.pubBusy = false }
 
 func (p *proc) publish(now int64) {
 	p.publishAt = now + p.w.heartbeat/4
+	p.tell(false)
 	value, _ := p.el.Wants()
 	_, down := p.el.Unavailable()
-	if value == 0 || p.wrote == 0 || down || p.pubBusy {
-		return
-	}
-	routers := p.self()
-	marks := false
-	for _, r := range routers {
-		marks = marks || r.Mark >= 0
-	}
-	if !marks {
+	if value == 0 || p.wrote == 0 || down || p.pubBusy || !p.marks() {
 		return
 	}
 	p.pubBusy = true
-	e := &indexEntry{p.instance, p.el.Timestamp(), now + p.redisOff, p.el.Token(), routers}
-	p.w.redis.call(p, p.w.now+p.w.deadline, func() { p.w.redis.index[p.node.name] = e }, func(string) { p.pubBusy = false })
+	p.w.redis.call(p, p.w.now+p.w.deadline, &publishing{p, indexEntry{p.el.Timestamp(), now + p.redisOff, p.words()}})
+}
+
+// marks reports whether there is any mark to publish.
+func (p *proc) marks() bool {
+	for _, st := range p.streams {
+		if _, ok := st.mark(); ok && (st.received > 0 || st.conn != nil) {
+			return true
+		}
+	}
+	return false
+}
+
+// words are what a collector says of itself, in Redis and directly.
+func (p *proc) words() election.Member {
+	role, _, _ := p.el.Role()
+	return election.Member{
+		Name: p.node.name, Instance: p.instance, Token: p.el.Token(), Unfit: p.el.Unfit() != "",
+		Active: role == election.Active, Ready: p.join.ready, Strayed: p.el.Strayed(p.local()), Routers: p.self(),
+	}
 }
 
 func (p *proc) self() map[string]election.RouterState {
-	m := make(map[string]election.RouterState)
+	m := make(map[string]election.RouterState, len(p.streams))
 	for _, st := range p.streams {
 		if st.received == 0 && st.conn == nil {
 			continue // never heard
 		}
-		s := election.RouterState{Hears: st.conn != nil, Sends: st.gate.Wanted() || st.gate.State() != gate.Holding, Mark: -1}
-		if mark, ok := st.gate.Mark(p.local()); ok {
+		s := election.RouterState{Hears: st.conn != nil, Sends: st.gate.Wanted() || st.gate.State() != gate.Holding, Mark: -1, Keeps: st.duty.Keeps, Lags: st.duty.Lags}
+		st.peek(p.local())
+		if st.conn != nil {
+			s.Whole = st.course.Whole(p.local(), st.Behind)
+			if st.Behind {
+				s.Behind = max(1, p.local()-st.CaughtUp)
+			}
+			if silent := p.local() - st.Heard; st.Heard != 0 && silent > 2*probeEvery+sec {
+				s.Behind = silent
+			}
+		}
+		if mark, ok := st.mark(); ok && p.synced {
 			s.Mark = mark + p.redisOff
 		}
 		m[st.r.name] = s
@@ -355,47 +490,89 @@ func (p *proc) apply(now int64) {
 		p.role = role
 	}
 	p.lease = p.el.Lease()
-	said := make([]byte, 0, 16)
-	for _, st := range p.streams {
-		if st.received == 0 && st.conn == nil && len(st.input) == 0 {
+	var said [2 * maxRouters]byte
+	awaited, expected := false, false
+	if w.patience > 0 {
+		p.health(now)
+	}
+	p.recall()
+	for i, st := range p.streams {
+		if st.received == 0 && st.conn == nil && st.input.len() == 0 {
 			continue
 		}
 		sends := st.gate.Wanted()
 		d := p.el.Duty(now, st.r.name, st.conn != nil, sends)
+		st.duty = d
+		expected = expected || d.Expect || d.Send && d.Shared && !p.el.Lost()
 		if d.Send != sends {
 			w.tracef("%s: router %d: send %v shared %v (sender %s)", p.name(), st.r.id, d.Send, d.Shared, d.Sender)
 			st.lagCheck()
+			st.breaks()
+			st.Stopped = 0
+			if sends {
+				st.stop(now)
+			}
 			if d.Send {
 				st.wantedAt = now
+				st.lose = w.opt.Defect == LostAtPromotion
 			}
 		}
 		low := d.LowWater
 		if low >= 0 {
 			low = max(0, low-p.redisOff)
+			if low > now+w.margin {
+				low = 0 // Redis' clock has changed: such a mark says nothing
+			}
 		}
 		if w.opt.Defect == WindowOnly {
 			low = -1
 		}
-		if d.Send && !sends && low >= 0 {
-			st.gate.Trim(now, low, w.margin, w.window)
+		window := w.window
+		if w.opt.Defect == WindowTooShort {
+			low, window = -1, w.expiry/2
 		}
-		st.gate.SetWanted(d.Send, p.el.Token(), d.Shared)
+		if d.Send && !sends && low >= 0 {
+			st.gate.Trim(now, low, w.margin, window)
+		}
+		st.gate.SetCovered(d.Sender != "" && d.Sender != p.node.name || p.left)
+		st.gate.SetWanted(d.Send, d.Token, d.Shared)
 		if !d.Send {
 			if st.gate.State() != gate.Sending {
 				st.words = nil
 			}
-			st.gate.Trim(now, low, w.margin, w.window)
+			st.gate.Trim(now, low, w.margin, window)
 		}
 		st.drain()
 		st.pump()
-		said = append(said, b2c(st.conn != nil), b2c(st.gate.Wanted() || st.gate.State() != gate.Holding))
+		awaited = awaited || st.gate.Awaits()
+		said[2*i], said[2*i+1] = b2c(st.conn != nil), b2c(st.gate.Wanted() || st.gate.State() != gate.Holding)
 	}
-	if string(said) != p.said {
-		p.said = string(said)
-		p.announce = true
-		p.el.Look(now)
+	if awaited {
+		p.join.kick()
+	} else if w.readsBack {
+		p.join.expect(expected)
+	}
+	if said != p.said {
+		p.said = said
+		p.ask()
 	}
 	p.stopStep()
+}
+
+// recall gives up what Kafka does not acknowledge while Redis is away: another may be
+// sending, and what is under way would come behind it.
+func (p *proc) recall() {
+	w := p.w
+	if !p.el.Lost() || w.fencing || !w.readsBack || w.opt.Defect == Unrecalled || p.out.used == 0 || w.now-p.out.progress < w.expiry {
+		return
+	}
+	w.fire(Recalled)
+	w.tracef("%s recalls %d records", p.name(), p.out.used)
+	for _, st := range p.streams {
+		st.gate.Again()
+		st.words = nil
+	}
+	p.out.recall()
 }
 
 func b2c(b bool) byte {
@@ -420,7 +597,8 @@ func (p *proc) stop() {
 	}
 	p.w.tracef("%s leaves, heir: %v", p.name(), p.heir)
 	if p.heir {
-		p.leave()
+		p.el.Yield(p.local())
+		p.ask()
 	} else {
 		p.closeSessions()
 	}
@@ -430,8 +608,32 @@ func (p *proc) stop() {
 func (p *proc) leave() {
 	p.left = true
 	p.el.Leave(p.local())
+	p.ask()
+}
+
+// ask tells the others something new, and looks what they say.
+func (p *proc) ask() {
 	p.announce = true
 	p.el.Look(p.local())
+	p.tell(true)
+}
+
+// health says whether Kafka is out of reach.
+func (p *proc) health(now int64) {
+	why := ""
+	switch {
+	case !p.node.cutKafka && !p.w.kafka.down:
+		p.troubled = 0
+	case p.troubled == 0:
+		p.troubled = now
+	case now-p.troubled >= p.w.patience:
+		why = "cannot reach Kafka"
+	}
+	if why != p.el.Unfit() {
+		p.w.fire(Unfit)
+		p.el.SetUnfit(now, why)
+		p.ask()
+	}
 }
 
 func (p *proc) closeSessions() {
@@ -453,7 +655,7 @@ func (p *proc) stopStep() {
 		case late:
 		case p.heir && (st.gate.Wanted() || st.gate.State() != gate.Holding):
 			return
-		case !p.heir && st.gate.Wanted() && (n > 0 || st.gate.Outstanding() > 0 || len(st.input) > 0):
+		case !p.heir && st.gate.Wanted() && (n > 0 || st.gate.Outstanding() > 0 || st.input.len() > 0):
 			return
 		}
 	}
@@ -475,13 +677,20 @@ func (p *proc) resign() {
 		p.do(ms/10, p.resign)
 		return
 	}
-	rd := p.w.redis
-	rd.call(p, p.w.now+p.w.deadline, func() {
-		rd.keys[p.node.name] = &redisKey{value: election.ForcedStandby}
-		delete(rd.index, p.node.name)
-		rd.tell(p)
-	}, func(string) { p.kill() })
+	p.w.redis.call(p, p.w.now+p.w.deadline, (*resigning)(p))
 }
+
+// resigning is the last request to Redis.
+type resigning proc
+
+func (x *resigning) op() {
+	rd := x.w.redis
+	rd.keys[x.node.id] = redisKey{value: election.ForcedStandby}
+	rd.index[x.node.id] = nil
+	rd.tell((*proc)(x))
+}
+
+func (x *resigning) done(string) { (*proc)(x).kill() }
 
 // accept takes a session; an older one of the same router ends first.
 func (p *proc) accept(router int, s *session) *connection {
@@ -490,9 +699,10 @@ func (p *proc) accept(router int, s *session) *connection {
 		st.conn.finish()
 		st.abort(st.conn)
 	}
-	c := &connection{st: st, s: s, id: uint32(len(st.r.opens)), open: true}
+	c := &connection{st: st, s: s, id: uint32(len(st.r.opens)), last: p.w.now, began: p.local(), open: true}
 	st.conn = c
-	st.input = append(st.input, input{conn: c, kind: hold.Opened, msg: []byte{s.salt}, at: p.w.now})
+	p.w.tracef("%s: router %d: session %d", p.name(), router, c.id)
+	st.input.push(input{conn: c, kind: hold.Opened, msg: []byte{s.salt}, at: p.w.now})
 	p.do(0, func() {
 		st.drain()
 		p.turn()
@@ -507,11 +717,25 @@ func (c *connection) arrive(msg []byte, it item) {
 	if p.dead || !c.open {
 		return
 	}
-	c.st.input = append(c.st.input, input{conn: c, kind: hold.Message, msg: msg, it: it, at: p.w.now})
-	p.do(0, func() {
-		c.st.drain()
-		c.st.pump()
-	})
+	c.last = p.w.now
+	c.st.input.push(input{conn: c, kind: hold.Message, msg: msg, it: it, at: p.w.now, delivered: it.changes})
+	switch {
+	case !p.paused:
+		(*reads)(c.st).run()
+	case !c.st.roused:
+		c.st.roused = true
+		p.woken = append(p.woken, (*reads)(c.st))
+	}
+}
+
+// reads is when a process reads what has come from a router.
+type reads stream
+
+func (t *reads) run() {
+	st := (*stream)(t)
+	st.roused = false
+	st.drain()
+	st.pump()
 }
 
 // finish ends the collector's end, with all that was delivered in the log.
@@ -521,8 +745,11 @@ func (c *connection) finish() {
 		return
 	}
 	c.open = false
-	c.st.input = append(c.st.input, input{conn: c, kind: hold.Closed, at: p.w.now})
-	if c.s.open { // we ended it
+	p.w.tracef("%s: router %d: session %d ends", p.name(), c.st.r.id, c.id)
+	c.st.input.push(input{conn: c, kind: hold.Closed, at: p.w.now})
+	if q := c.s.way(); q != nil {
+		q.ended = q.ended || q.healed == 0
+	} else if c.s.open { // we ended it
 		c.s.open = false
 		if c.st.r.sessions[p.node.id] == c.s {
 			c.st.r.sessions[p.node.id] = nil
@@ -539,13 +766,15 @@ func (c *connection) finish() {
 // drain moves what was read into the log, as far as there is room.
 func (st *stream) drain() {
 	p := st.p
-	for len(st.input) > 0 {
-		in := &st.input[0]
+	took := st.waited
+	for st.input.len() > 0 {
+		in := st.input.front()
 		if p.w.opt.Defect == StandbyWaits && !st.gate.Wanted() && st.full() {
 			return
 		}
 		if t := st.rib; t != nil {
 			if t.open && !in.aborted && !st.tidy(in.conn) {
+				st.Behind, st.waited = true, true
 				return
 			}
 			if !in.learned {
@@ -558,49 +787,71 @@ func (st *stream) drain() {
 				}
 			}
 		}
-		if !in.known && !st.put(in.conn, in.kind, in.msg) {
+		if st.lose && in.kind == hold.Message {
+			st.lose, in.known = false, true
+		}
+		if in.kind == hold.Opened && !in.attached {
+			in.attached, in.conn.begun = true, true
+			st.course.Begin(p.local())
+			st.Vouch.Opened(in.at + p.skew)
+		}
+		if st.taking == 0 {
+			st.taking = p.local()
+		}
+		if !in.known && !st.put(in.conn, in.kind, in.msg, in.it.changes) {
+			st.Behind, st.waited = true, true
 			return
 		}
 		switch in.kind {
 		case hold.Message:
+			took = true
+			st.course.Take(st.taking, in.delivered[0].kind == kindEndOfRIB)
 			if !in.known && st.rib != nil {
 				st.note(in.it.changes)
 			}
 			for _, c := range in.it.changes {
 				if c.version != 0 && !c.dump {
-					h := &st.r.history[c.version]
-					h.by = append(h.by, p)
+					if p.number < 128 {
+						st.r.history[c.version].by[p.number/64] |= 1 << (p.number % 64)
+					}
 				}
 			}
-			if st.gate.Wanted() {
-				st.lag(in.it.at)
+			if st.gate.Wanted() && in.conn.s.dumped && !in.delivered[0].dump {
+				st.lag(in.conn.from(in.it.at))
 			}
+			in.conn.read(in.it.at)
 			in.conn.s.flight--
 			in.conn.s.pump()
 			if st.rib != nil && !st.tidy(in.conn) {
-				st.input[0] = input{}
-				st.input = st.input[1:]
+				st.Behind, st.waited = true, true
+				st.input.pop()
 				return
 			}
 		case hold.Closed:
 			if st.rib != nil {
-				st.closed()
+				st.closed(in.conn)
 			}
+			st.course.End() // the next one's dump is to have the rest
 			if st.conn == in.conn {
 				st.lagCheck()
+				st.breaks()
 				st.conn = nil
 			}
 		}
-		st.input[0] = input{}
-		st.input = st.input[1:]
+		st.input.pop()
 	}
+	if took {
+		from, end := st.gate.Positions()
+		st.Took(st.taking, from, end, !st.waited)
+	}
+	st.taking, st.waited = 0, false
 }
 
 // append puts an entry of the collector's own into the log.
 func (st *stream) append(c *connection, kind byte, changes []change) bool {
-	msg := appendMessage(nil, 0, 0, changes)
+	msg := st.p.w.message(0, 0, changes)
 	msg[0] = kind
-	if !st.put(c, hold.Message, msg) {
+	if !st.put(c, hold.Message, msg, changes) {
 		return false
 	}
 	st.note(changes)
@@ -608,9 +859,15 @@ func (st *stream) append(c *connection, kind byte, changes []change) bool {
 }
 
 // put appends to the log. It reports false when there is no room.
-func (st *stream) put(c *connection, kind hold.Kind, msg []byte) bool {
+func (st *stream) put(c *connection, kind hold.Kind, msg []byte, changes []change) bool {
 	p := st.p
 	now := p.local()
+	if kind == hold.Opened && !st.refused {
+		now = st.input.front().at + p.skew // of the accept
+	}
+	if n := len(st.entries); n > 0 {
+		now = max(now, st.entries[n-1].at)
+	}
 	dropped := st.gate.Counters().Dropped
 	if !st.gate.Append(kind, c.id, now, msg) {
 		if !st.refused {
@@ -626,7 +883,7 @@ func (st *stream) put(c *connection, kind hold.Kind, msg []byte) bool {
 	}
 	st.refused = false
 	st.received++
-	st.arrivals = append(st.arrivals, now)
+	st.entries = append(st.entries, entered{now, changes})
 	return true
 }
 
@@ -636,22 +893,15 @@ func (st *stream) abort(c *connection) {
 	if st.rib == nil || !st.refused {
 		return
 	}
-	if in := &st.input[0]; in.kind == hold.Message && in.learned && st.p.w.opt.Defect != LossUntold {
+	if in := st.input.front(); in.kind == hold.Message && in.learned && st.p.w.opt.Defect != LossUntold {
 		st.gate.Lost()
 	}
-	kept := st.input[:0]
-	for i := range st.input {
-		switch in := &st.input[i]; {
-		case in.conn != c:
-			kept = append(kept, *in)
-		case in.kind == hold.Opened:
-			kept = append(kept, *in)
-		case in.kind == hold.Closed:
+	st.input.keep(func(in *input) bool {
+		if in.conn == c && in.kind == hold.Closed {
 			in.aborted = true
-			kept = append(kept, *in)
 		}
-	}
-	st.input = kept
+		return in.conn != c || in.kind != hold.Message
+	})
 	st.p.w.fire(AbortedWhileFull)
 }
 
@@ -673,10 +923,12 @@ func (st *stream) lagCheck() {
 	if !st.gate.Wanted() || st.conn == nil {
 		return
 	}
-	st.lag(st.conn.s.oldest())
-	for _, in := range st.input {
-		if in.kind == hold.Message {
-			st.lag(in.it.at)
+	if st.conn.s.dumped { // until then marks stand still
+		st.lag(st.conn.from(st.conn.s.oldest()))
+	}
+	for i := range st.input.all() {
+		if in := &st.input.all()[i]; in.kind == hold.Message && !in.delivered[0].dump {
+			st.lag(in.conn.from(in.it.at))
 			return
 		}
 	}
@@ -714,6 +966,9 @@ func (st *stream) pump() {
 			d := p.stopAtHand
 			p.stopAtHand = 0
 			w.fire(StopAtHandOver)
+			if w.sleeper == p {
+				w.fire(StopUntilRead)
+			}
 			p.pause(d)
 			p.do(0, func() { st.hand() })
 			return
@@ -737,7 +992,7 @@ func (st *stream) encode() bool {
 		return ok
 	}
 	st.pos = pos
-	st.words = st.words[:0:0]
+	st.words = st.room[:0]
 	for i := range st.batch.Len() {
 		h, err := record.ParseHeader(st.batch.Header(i))
 		c, sound := parseChange(st.batch.Value(i))
@@ -746,10 +1001,22 @@ func (st *stream) encode() bool {
 		}
 		st.words = append(st.words, word{change: c, header: h, proc: st.p, pos: pos + uint64(i)})
 	}
+	st.room = st.words
 	if w.opt.Defect == LiveBeforeHeld && st.fresh {
 		for i := range len(st.words) / 2 {
 			j := len(st.words) - 1 - i
 			st.words[i], st.words[j] = st.words[j], st.words[i]
+		}
+	}
+	if st.sets != nil {
+		if st.pos >= st.setEnd {
+			st.sets = nil
+		}
+		for i := range st.words {
+			c := &st.words[i]
+			if at := c.header.Message; at < st.setEnd && c.kind == kindRoute && st.sets[[2]uint64{c.header.KeyHash, c.header.ValueHash}] {
+				c.lost = true
+			}
 		}
 	}
 	st.fresh = false
@@ -791,7 +1058,7 @@ func (p *proc) report(i int, acked, outstanding uint64, failed bool) {
 	} else {
 		st.backoff = 0
 	}
-	if st.gate.State() == gate.Holding && !st.gate.Wanted() {
+	if st.gate.State() == gate.Holding && (!st.gate.Wanted() || st.gate.Awaits()) {
 		p.do(0, p.turn)
 	}
 	st.drain()
@@ -818,7 +1085,7 @@ func (p *proc) check() {
 		st.lagCheck()
 		if st.gate.Wanted() {
 			st.readable = p.w.now
-		} else if len(st.input) > 0 && p.w.now-max(st.readable, st.input[0].at) > 500*ms {
+		} else if !st.gate.Needed() && st.input.len() > 0 && p.w.now-max(st.readable, st.input.front().at) > 500*ms {
 			p.w.violate("I10: %s does not send for router %d and makes it wait", p.name(), st.r.id)
 		}
 	}

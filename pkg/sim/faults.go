@@ -15,6 +15,7 @@ const (
 	StopStandby
 	StopAll
 	StopAtHandOver // between the check of the lease and handing over
+	StopUntilRead  // likewise, and on when another has just asked what Kafka has
 	LeaveActive
 	LeaveStandby
 	Maintenance
@@ -47,6 +48,16 @@ const (
 	SlowSession
 	SessionTwice        // the router connects again while the old session seems open
 	SessionFlaps        // a session ends and opens several times, also within its dump
+	RedisGoesBack       // a replica that had lagged becomes the one there is
+	KafkaLeaderMoves    // a partition is away, then answers; who gave up before does not know
+	LinkCut             // a collector hears none of the others directly
+	LinkAndRedisCut     // nor through Redis
+	HostCutOff          // nor reaches Kafka; it hears its routers or not
+	PowerLoss           // the active's host is gone: nobody is told
+	TopicUnreadable     // nobody can read back what is in Kafka
+	SilentWay           // nothing gets from a router to a collector, and neither is told
+	ForeignTransaction  // of somebody else, on a router's partition
+	CoordinatorAway     // nobody commits or is fenced
 	Burst               // the whole table changes several times
 	SenderFull          // observed: a sender made its router wait
 	StandbyFull         // observed: a standby dropped
@@ -55,6 +66,27 @@ const (
 	RedumpLeftOutPartly // observed: and others of its message are
 	RedumpSentAgain     // observed: it is, because it may not be the last in Kafka
 	RedumpGone          // observed: a route was withdrawn because it did not come again
+	DeathSeen           // observed: the end of a process was seen directly
+	Unfit               // observed: a collector said that it cannot do the job
+	ReadBackFails       // observed: and somebody took over who needed it
+	SeamLeftOut         // observed: what Kafka had was left out at a takeover
+	SeamDoubtful        // observed: what it may have had was sent
+	SeamWaits           // observed: what the other sender had sent was waited for
+	PeersReordered      // observed: a router's peers overtook each other
+	Coalesced           // observed: a slow router said only the last of several words
+	DumpRepacked        // observed: a dump is cut into messages in another way
+	NoEndOfRIB          // observed: and its end is not told
+	Fences              // observed: a sender that is gone was fenced
+	FenceFails          // observed: or could not be
+	ProducerFenced      // observed: a sender finds that it was
+	CommitNotAllowed    // observed: and may not go on
+	CommitUnknown       // observed: the answer to a commit is lost
+	TransactionGivenUp  // observed: by the brokers, because it takes too long
+	SeamBehind          // observed: what was written before a takeover is not committed yet
+	SilenceNoticed      // observed: a collector ended the session
+	SilenceBursts       // observed: or got all at once that the router had said
+	SilenceEndsSession  // observed: a router learned of that when the way had healed
+	Recalled            // observed: what Kafka did not acknowledge was given up
 	ClockOffset         // clocks of hosts and Redis differ
 	EqualTimestamps
 	faultCount
@@ -62,13 +94,15 @@ const (
 
 var faultNames = [faultCount]string{
 	"none", "kill active", "kill standby", "restart active", "restart all", "stop active", "stop standby", "stop all",
-	"stop at hand-over", "leave active", "leave standby", "maintenance", "maintenance on all", "force active to standby",
+	"stop at hand-over", "stop until read", "leave active", "leave standby", "maintenance", "maintenance on all", "force active to standby",
 	"force standby to active", "force all standby", "force all active", "redis refuses", "redis hangs", "redis errors",
 	"redis restarts empty", "redis slow", "redis replies lost", "announcements lost", "cut active from redis",
 	"cut standby from redis", "kafka outage", "kafka slow", "kafka fails written", "kafka fails unwritten", "kafka rejects",
 	"cut active from kafka", "cut standby from kafka", "cut router from active", "cut router from standby",
-	"cut router from all", "router restarts", "peer flaps", "slow session", "session twice", "session flaps", "burst", "sender full",
-	"standby full", "aborted while full", "redump left out", "redump left out partly", "redump sent again", "redump gone", "clock offset", "equal timestamps",
+	"cut router from all", "router restarts", "peer flaps", "slow session", "session twice", "session flaps", "redis goes back", "kafka leader moves", "link cut", "link and redis cut", "host cut off", "power loss", "topic unreadable",
+	"silent way", "foreign transaction", "coordinator away", "burst", "sender full",
+	"standby full", "aborted while full", "redump left out", "redump left out partly", "redump sent again", "redump gone", "death seen", "unfit", "read back fails", "seam left out", "seam doubtful", "seam waits", "peers reordered", "coalesced", "dump repacked", "no end of rib", "fences", "fence fails", "producer fenced", "commit not allowed", "commit unknown", "transaction given up",
+	"seam behind", "silence noticed", "silence bursts", "silence ends session", "recalled", "clock offset", "equal timestamps",
 }
 
 func (f Fault) String() string { return faultNames[f] }
@@ -88,12 +122,12 @@ func (f Fault) observed() bool {
 }
 
 // rare faults need runs made for them.
-func (f Fault) rare() bool { return f == AbortedWhileFull }
+func (f Fault) rare() bool { return f == AbortedWhileFull || f == CommitNotAllowed }
 
 // late faults count when they take effect.
 func (f Fault) late() bool {
-	return f.observed() || f == StopAtHandOver || f == KafkaFailsWritten || f == KafkaFailsUnwritten ||
-		f == KafkaRejects || f == AnnouncementsLost || f == EqualTimestamps
+	return f.observed() || f == StopAtHandOver || f == StopUntilRead || f == KafkaFailsWritten || f == KafkaFailsUnwritten ||
+		f == KafkaRejects || f == KafkaLeaderMoves || f == ForeignTransaction || f == CoordinatorAway || f == AnnouncementsLost || f == EqualTimestamps
 }
 
 // A Defect is a mistake built into the shell, to see that it is found.
@@ -114,11 +148,29 @@ const (
 	NoSweep                // what does not come again is not withdrawn
 	LeaseUnseen            // the ground is trusted after the end of the lease
 	LossUntold             // the ground is not told that a message did not get into the log
+	GoneIsOldest           // a key that goes between the list and reading it counts as the oldest
+	TiesBothActive         // of two with one timestamp each takes itself for the first
+	LostAtPromotion        // the message that arrives while roles change is in neither queue
+	Timestamps             // hashes cover when a record arrived
+	SeenSets               // what Kafka has is left out wherever it occurs, not up to where it ends
+	MarkWithinDump         // a mark passes the end of a session before the next one's dump is in Kafka
+	WindowTooShort         // a standby forgets by age, sooner than a death is noticed
+	Unfenced               // with fencing, nobody is fenced
+	Unconfirmed            // who was fenced goes on without asking the election
+	VisibleGoal            // what is read back ends where consumers are, whatever else is written
+	FenceUnsaid            // a plan is trusted although a fence has failed
+	SilenceIsWhole         // a session is whole although it was silent since others have sent
+	Unasked                // who has lost Redis and Kafka goes on before it has asked Redis again
+	Unrecalled             // and leaves with Kafka what it had handed over
+	SilenceUnheard         // a mark goes on while nothing is heard
+	BurstUnawaited         // or as soon as something is, whatever may still come
 )
 
 func (d Defect) String() string {
 	return [...]string{"sound", "live before held", "pops on failure", "ignores the lease", "window only",
-		"standby waits", "errors mean alone", "ground ignored", "others unseen", "always whole", "unended is whole", "no sweep", "lease unseen", "loss untold"}[d]
+		"standby waits", "errors mean alone", "ground ignored", "others unseen", "always whole", "unended is whole", "no sweep", "lease unseen", "loss untold",
+		"gone is oldest", "ties both active", "lost at promotion", "timestamps in the identity", "seen sets", "mark within a dump", "window too short", "unfenced", "unconfirmed", "visible goal", "fence unsaid",
+		"silence is whole", "unasked", "unrecalled", "silence unheard", "burst unawaited"}[d]
 }
 
 func (w *world) drawFaults() {
@@ -139,6 +191,7 @@ func (w *world) drawFaults() {
 			n = 1
 		default:
 			n = 2 + w.rng.IntN(9)
+			n *= int(max(1, w.endAt/(60*sec)))
 		}
 	}
 	if w.opt.Only == nil && w.diff && n > 1 {
@@ -167,13 +220,24 @@ func (w *world) heal() {
 	w.tracef("faults end")
 	rd, k := w.redis, w.kafka
 	rd.slow, rd.lose, rd.silent, rd.coarse = 0, 0, false, false
+	w.sleeper = nil
 	rd.set(redisFine)
-	k.down, k.slow, k.reject = false, 0, false
+	k.down, k.slow, k.reject, k.unreadable = false, 0, false, false
+	k.coordinator.away = false
+	for _, p := range k.parts {
+		p.away = false
+		p.foreign.end()
+	}
 	for _, nd := range w.nodes {
-		nd.cutRedis, nd.cutKafka, nd.failNext = false, false, 0
+		nd.cutRedis, nd.cutKafka, nd.cutLinks, nd.failNext = false, false, false, 0
 		nd.cutRouters, nd.slow = [8]bool{}, [8]int64{}
+		for _, q := range nd.ways {
+			if q != nil {
+				q.heal()
+			}
+		}
 		if p := nd.proc; p != nil {
-			p.stopAtHand = 0
+			p.stopAtHand, w.sleeper = 0, nil
 			p.resume()
 			p.force(election.Auto)
 		}
@@ -186,6 +250,15 @@ func (p *proc) force(m election.Mode) {
 		p.el.Force(p.local(), m)
 		p.turn()
 	})
+}
+
+// unforce ends force, but not in front of it while the process stands still.
+func (p *proc) unforce() {
+	if p.paused {
+		p.w.after(100*ms, p.unforce)
+		return
+	}
+	p.force(election.Auto)
 }
 
 // pick returns a running process that is active, or one that is not.
@@ -226,6 +299,23 @@ func (w *world) apply(f Fault) {
 	rd, k := w.redis, w.kafka
 	r := w.routers[w.rng.IntN(len(w.routers))]
 	w.res.Faults++
+	switch f {
+	case AnnouncementsLost:
+	case KillActive, KillStandby, PowerLoss: // the others go on
+		w.trouble = max(w.trouble, w.now)
+	case SessionFlaps, Burst:
+		w.trouble = max(w.trouble, w.now+2*d+25*sec)
+	case SilentWay: // for longer than others last
+		d = w.between(sec, keepAlive)
+		if w.chance(0.6) {
+			d = w.between(keepAlive, 60*sec)
+		}
+		w.trouble = max(w.trouble, w.now+d+2*keepAlive+10*sec)
+	case CutActiveFromKafka, HostCutOff, KafkaOutage, KafkaRejects, KafkaLeaderMoves: // who fails again and again waits
+		w.trouble = max(w.trouble, w.now+d+10*sec)
+	default:
+		w.trouble = max(w.trouble, w.now+d+5*sec)
+	}
 	if !f.late() {
 		w.fire(f)
 	}
@@ -268,7 +358,10 @@ func (w *world) apply(f Fault) {
 		}
 	case StopAtHandOver:
 		on(true, func(p *proc) { p.stopAtHand = d })
+	case StopUntilRead:
+		on(true, func(p *proc) { p.stopAtHand, w.sleeper = max(d, 4*w.expiry), p })
 	case LeaveActive, LeaveStandby:
+		w.trouble += 20 * sec
 		on(f == LeaveActive, func(p *proc) {
 			p.do(0, p.stop)
 			var again func()
@@ -296,7 +389,7 @@ func (w *world) apply(f Fault) {
 		}
 		on(f == ForceStandbyActive, func(p *proc) {
 			p.force(m)
-			w.after(d, func() { p.force(election.Auto) })
+			w.after(d, p.unforce)
 		})
 	case ForceAllStandby, ForceAllActive:
 		m := election.ForceStandby
@@ -307,7 +400,7 @@ func (w *world) apply(f Fault) {
 		for _, nd := range w.nodes {
 			if p := nd.proc; p != nil {
 				p.force(m)
-				w.after(d, func() { p.force(election.Auto) })
+				w.after(d, p.unforce)
 			}
 		}
 	case RedisRefuses, RedisHangs, RedisErrors:
@@ -334,6 +427,60 @@ func (w *world) apply(f Fault) {
 	case KafkaOutage:
 		k.down = true
 		w.after(d, func() { k.down = false })
+	case RedisGoesBack:
+		rd.lag()
+		d = w.between(ms, d)
+		w.after(d, func() {
+			rd.failover()
+			rd.set(redisRefuses)
+			w.after(w.between(0, sec), func() { rd.set(redisFine) })
+		})
+	case KafkaLeaderMoves:
+		part := k.parts[r.id]
+		part.away = true
+		w.after(min(d, 10*sec), func() { part.away = false })
+	case LinkCut, LinkAndRedisCut:
+		nd := w.nodes[w.rng.IntN(len(w.nodes))]
+		nd.cutLinks, nd.cutRedis = true, nd.cutRedis || f == LinkAndRedisCut
+		w.after(d, func() { nd.cutLinks, nd.cutRedis = false, false })
+	case HostCutOff:
+		nd := w.nodes[w.rng.IntN(len(w.nodes))]
+		nd.cutLinks, nd.cutRedis, nd.cutKafka = true, true, true
+		w.after(d, func() { nd.cutLinks, nd.cutRedis, nd.cutKafka = false, false, false })
+		if w.chance(0.5) {
+			for _, r := range w.routers {
+				w.cutRouter(r, nd, d)
+			}
+		}
+	case PowerLoss:
+		on(true, func(p *proc) {
+			p.node.gone = true
+			kill(p)
+		})
+	case TopicUnreadable:
+		k.unreadable = true
+		w.after(d, func() { k.unreadable = false })
+	case SilentWay:
+		nd := w.nodes[w.rng.IntN(len(w.nodes))]
+		if w.chance(0.8) {
+			for _, other := range w.nodes {
+				if p := other.proc; p != nil && p.streams[r.id].gate.Wanted() {
+					nd = other
+				}
+			}
+		}
+		w.silence(r, nd, d)
+	case ForeignTransaction:
+		if w.fencing {
+			w.fire(f)
+			k.parts[r.id].occupy(min(d, foreignMost))
+		}
+	case CoordinatorAway:
+		if w.fencing {
+			w.fire(f)
+			k.coordinator.away = true
+			w.after(min(d, 10*sec), func() { k.coordinator.away = false })
+		}
 	case KafkaSlow:
 		k.slow = w.between(10*ms, 500*ms)
 		w.after(d, func() { k.slow = 0 })
@@ -372,9 +519,10 @@ func (w *world) apply(f Fault) {
 		nd.slow[r.id] = slow
 		w.after(d, func() { nd.slow[r.id] = 0 })
 	case SessionTwice:
+		w.trouble += 10 * sec
 		on(w.chance(0.5), func(p *proc) {
 			s := r.sessions[p.node.id]
-			if s == nil || s.host == nil || p.stopping {
+			if s == nil || s.host == nil || p.stopping || s.way() != nil {
 				return
 			}
 			s.open = false

@@ -1,9 +1,6 @@
 package sim
 
 import (
-	"slices"
-	"strings"
-
 	"github.com/bmpha/bmpha/pkg/election"
 )
 
@@ -17,18 +14,24 @@ const (
 	redisErrors
 )
 
-type redisKey struct {
-	value   uint64
-	expires int64 // true time, 0 never
+// A redisState is what Redis holds, by node.
+type redisState struct {
+	keys  [maxNodes]redisKey
+	index [maxNodes]*indexEntry // nil: no such entry
+	token uint64
 }
 
-// An indexEntry is what a collector says of itself in the members hash.
+type redisKey struct {
+	value   uint64 // 0: no such key
+	expires int64  // true time, 0 never
+}
+
+// An indexEntry is what a collector says of itself in the members hash. It does
+// not change.
 type indexEntry struct {
-	instance  uint64
 	timestamp uint64
 	beat      int64
-	token     uint64
-	routers   map[string]election.RouterState
+	m         election.Member
 }
 
 // redis is the one Redis of the cluster.
@@ -39,11 +42,10 @@ type redis struct {
 	lose   float64 // part of the replies that get lost
 	silent bool    // announcements get lost
 	coarse bool    // the clock stands, for equal timestamps
-	keys   map[string]*redisKey
-	index  map[string]*indexEntry
-	token  uint64
-	offset int64 // of its clock to true time
-	stuck  []func()
+	redisState
+	offset  int64 // of its clock to true time
+	stuck   []*redisCall
+	replica redisState // what a replica has that no longer hears of changes
 }
 
 func (rd *redis) clock() int64 {
@@ -55,43 +57,82 @@ func (rd *redis) clock() int64 {
 
 func (rd *redis) trip() int64 { return rd.w.between(50, 800) + rd.w.between(0, rd.slow) }
 
-// call runs op in Redis and tells p how it went, at the latest at until.
-func (rd *redis) call(p *proc, until int64, op func(), done func(why string)) {
+// A client asks Redis.
+type client interface {
+	op()             // in Redis
+	done(why string) // back in the process; why it failed, "" if it did not
+}
+
+// A redisCall is a request of a process and its answer.
+type redisCall struct {
+	rd    *redis
+	p     *proc
+	until int64 // the process waits no longer
+	c     client
+	why   string
+	back  bool // the answer is there, or there is none
+}
+
+// call runs c.op in Redis and tells p how it went, at the latest at until.
+func (rd *redis) call(p *proc, until int64, c client) {
 	w := rd.w
-	over := false
-	finish := func(why string) {
-		p.do(0, func() {
-			if !over {
-				over = true
-				done(why)
-			}
-		})
-	}
-	w.after(until-w.now, func() { finish("no answer in time") })
+	r := &redisCall{rd: rd, p: p, until: until, c: c}
 	if p.node.cutRedis {
+		r.answer(until-w.now, "no answer in time")
 		return
 	}
-	w.after(rd.trip(), func() {
-		run := func() {
-			if rd.mode == redisErrors {
-				w.after(rd.trip(), func() { finish("LOADING Redis is loading the dataset in memory") })
-				return
-			}
-			op()
-			if !w.chance(rd.lose) {
-				w.after(rd.trip(), func() { finish("") })
-			}
-		}
-		switch rd.mode {
-		case redisRefuses:
-			finish("connection refused")
-		case redisHangs:
-			rd.stuck = append(rd.stuck, run)
-		default:
-			run()
-		}
-	})
+	trip := rd.trip()
+	if w.now+trip >= until {
+		r.answer(until-w.now, "no answer in time")
+	}
+	w.push(trip, nil, r)
 }
+
+// answer lets the process have an answer after d, or know that it has none.
+func (r *redisCall) answer(d int64, why string) {
+	w := r.rd.w
+	if r.back {
+		return
+	}
+	r.back = true
+	if w.now+d >= r.until {
+		d, why = r.until-w.now, "no answer in time"
+	}
+	r.why = why
+	w.push(d, r.p, (*redisAnswer)(r))
+}
+
+func (r *redisCall) run() {
+	rd := r.rd
+	switch rd.mode {
+	case redisRefuses:
+		r.answer(0, "connection refused")
+	case redisHangs:
+		r.answer(r.until-rd.w.now, "no answer in time")
+		rd.stuck = append(rd.stuck, r)
+	default:
+		r.execute()
+	}
+}
+
+func (r *redisCall) execute() {
+	rd := r.rd
+	if rd.mode == redisErrors {
+		r.answer(rd.trip(), "LOADING Redis is loading the dataset in memory")
+		return
+	}
+	r.c.op()
+	if rd.w.chance(rd.lose) {
+		r.answer(r.until-rd.w.now, "no answer in time")
+		return
+	}
+	r.answer(rd.trip(), "")
+}
+
+// redisAnswer is the arrival of an answer.
+type redisAnswer redisCall
+
+func (r *redisAnswer) run() { r.c.done(r.why) }
 
 // set changes the mode; what was stuck is done late.
 func (rd *redis) set(m redisMode) {
@@ -99,30 +140,27 @@ func (rd *redis) set(m redisMode) {
 	stuck := rd.stuck
 	rd.stuck = nil
 	if m == redisFine {
-		for _, f := range stuck {
-			f()
+		for _, r := range stuck {
+			r.execute()
 		}
 	}
 }
 
 // restart forgets everything.
 func (rd *redis) restart() {
-	rd.keys = make(map[string]*redisKey)
-	rd.index = make(map[string]*indexEntry)
-	rd.token = 0
+	rd.redisState = redisState{}
 	rd.stuck = nil
 }
 
-func (rd *redis) get(name string) (v uint64, ttl int64, ok bool) {
-	k := rd.keys[name]
-	if k == nil {
+func (rd *redis) get(node int) (v uint64, ttl int64, ok bool) {
+	k := &rd.keys[node]
+	switch {
+	case k.value == 0:
 		return 0, 0, false
-	}
-	if k.expires == 0 {
+	case k.expires == 0:
 		return k.value, 0, true
-	}
-	if k.expires <= rd.w.now { // lazily
-		delete(rd.keys, name)
+	case k.expires <= rd.w.now: // lazily
+		*k = redisKey{}
 		return 0, 0, false
 	}
 	return k.value, k.expires - rd.w.now, true
@@ -131,32 +169,36 @@ func (rd *redis) get(name string) (v uint64, ttl int64, ok bool) {
 // view is the state of one exchange, as in cluster.Client.Round.
 type view struct {
 	time     int64
+	nodes    []int // of members, in order
 	members  []election.Member
 	shadowed bool
 	unknown  bool
+	token    uint64
 }
 
 // read is the first half of a round.
-func (rd *redis) read(p *proc, timestamp uint64) *view {
-	v := &view{time: rd.clock(), unknown: rd.index[p.node.name] == nil}
-	names := make([]string, 0, len(rd.index))
-	for name := range rd.index {
-		names = append(names, name)
-	}
-	slices.SortFunc(names, strings.Compare)
-	for _, name := range names {
-		e := rd.index[name]
+func (rd *redis) read(v *view, p *proc, timestamp uint64) {
+	own := rd.index[p.node.id]
+	*v = view{time: rd.clock(), token: rd.token, nodes: v.nodes[:0], members: make([]election.Member, 0, len(rd.w.nodes)+1)}
+	v.unknown = own == nil || rd.token < p.counted || own.beat < p.wroteAt-2*rd.w.deadline
+	p.counted = rd.token
+	for i, e := range rd.index[:len(rd.w.nodes)] {
+		if e == nil {
+			continue
+		}
 		age := v.time - e.beat
-		mine := name == p.node.name
-		if mine && e.instance != p.instance && age < rd.w.expiry && older(e.timestamp, e.instance, timestamp, p.instance) {
+		mine := i == p.node.id
+		if mine && e.m.Instance != p.instance && age < rd.w.expiry && older(e.timestamp, e.m.Instance, timestamp, p.instance) {
 			v.shadowed = true
 		}
 		if mine && !v.shadowed || age > rd.w.window {
 			continue
 		}
-		v.members = append(v.members, election.Member{Name: name, Instance: e.instance, Token: e.token, Routers: e.routers})
+		v.nodes = append(v.nodes, i)
+		m := e.m
+		m.Beat = max(1, age)
+		v.members = append(v.members, m)
 	}
-	return v
 }
 
 func older(t uint64, instance uint64, ourTime, ourInstance uint64) bool {
@@ -167,32 +209,39 @@ func older(t uint64, instance uint64, ourTime, ourInstance uint64) bool {
 }
 
 // write is the second half.
-func (rd *redis) write(p *proc, v *view, timestamp, value uint64, token uint64, routers map[string]election.RouterState) {
+func (rd *redis) write(p *proc, v *view, timestamp, value uint64, m election.Member) {
 	if value != 0 {
-		rd.put(p.node.name, value)
-		rd.index[p.node.name] = &indexEntry{p.instance, timestamp, v.time, token, routers}
+		rd.put(p.node.id, value)
+		rd.index[p.node.id] = &indexEntry{timestamp, v.time, m}
 	}
-	for i := range v.members {
+	for i, node := range v.nodes {
 		m := &v.members[i]
-		t, ttl, ok := rd.get(m.Name)
+		t, ttl, ok := rd.get(node)
 		m.Value, m.TTL, m.Gone = t, ttl, !ok
+		switch rd.w.opt.Defect {
+		case GoneIsOldest:
+			m.Gone = false
+		case TiesBothActive:
+			if m.Value == value && value != 0 {
+				m.Value++
+			}
+		}
 	}
 	if value != 0 {
-		v.members = append(v.members, election.Member{
-			Name: p.node.name, Instance: p.instance, Value: value, Token: token, Routers: routers, TTL: rd.w.expiry,
-		})
+		m.Value, m.TTL = value, rd.w.expiry
+		v.members = append(v.members, m)
 	}
 }
 
-func (rd *redis) put(name string, value uint64) {
-	if old, _, _ := rd.get(name); old != value && value != election.ForcedStandby && value != election.ForcedActive {
+func (rd *redis) put(node int, value uint64) {
+	if old, _, _ := rd.get(node); old != value && value != election.ForcedStandby && value != election.ForcedActive {
 		for _, other := range rd.w.nodes {
-			if v, _, ok := rd.get(other.name); ok && other.name != name && v == value {
+			if v, _, ok := rd.get(other.id); ok && other.id != node && v == value {
 				rd.w.fire(EqualTimestamps)
 			}
 		}
 	}
-	rd.keys[name] = &redisKey{value, rd.w.now + rd.w.expiry}
+	rd.keys[node] = redisKey{value, rd.w.now + rd.w.expiry}
 }
 
 // claim gives the next token. A Redis that has forgotten goes on from its clock,
@@ -212,12 +261,24 @@ func (rd *redis) tell(from *proc) {
 		rd.w.fire(AnnouncementsLost)
 		return
 	}
-	for _, p := range rd.w.procs {
-		if p != from && !p.dead && !p.node.cutRedis {
-			p.do(rd.trip(), func() {
-				p.el.Look(p.local())
-				p.turn()
-			})
+	for _, nd := range rd.w.nodes {
+		if p := nd.proc; p != nil && p != from && !nd.cutRedis {
+			rd.w.push(rd.trip(), p, (*announced)(p))
 		}
 	}
 }
+
+// announced is the arrival of an announcement.
+type announced proc
+
+func (t *announced) run() {
+	p := (*proc)(t)
+	p.el.Look(p.local())
+	p.turn()
+}
+
+// lag makes a replica that hears of nothing from now on.
+func (rd *redis) lag() { rd.replica = rd.redisState }
+
+// failover makes the replica the Redis that there is.
+func (rd *redis) failover() { rd.redisState = rd.replica }

@@ -20,11 +20,11 @@ type rib struct {
 	said    bool // as the ground, without the number: for a built-in mistake
 	session uint32
 	open    bool // between the Opened and the Closed entry
-	routes  map[uint32]held
-	partly  [8]bool          // by peer: something of its dump was left out
-	ended   [8]bool          // by peer: its dump is over, or it is known to be down
-	ready   []item           // withdrawals that are not in the log yet
-	wrote   map[uint32]entry // by prefix: the last about it in the log
+	routes  [maxKey]held
+	partly  [8]bool       // by peer: something of its dump was left out
+	ended   [8]bool       // by peer: its dump is over, or it is known to be down
+	ready   []item        // withdrawals that are not in the log yet
+	wrote   [maxKey]entry // by prefix: the last about it in the log
 }
 
 // entry is what the log was last told of a prefix.
@@ -35,20 +35,20 @@ type entry struct {
 
 // held is a route that was announced.
 type held struct {
-	content byte
+	content byte   // 0: it was not, or is withdrawn
 	session uint32 // in which it was mentioned last
 }
 
-func newRib() *rib { return &rib{routes: make(map[uint32]held), wrote: make(map[uint32]entry)} }
+func newRib() *rib { return new(rib) }
 
 func (t *rib) stale(k uint32) bool {
-	h, ok := t.routes[k]
-	return ok && h.session != t.session
+	h := &t.routes[k]
+	return h.content != 0 && h.session != t.session
 }
 
 func (t *rib) anyStale() bool {
-	for _, h := range t.routes { // in any order
-		if h.session != t.session {
+	for k := range t.routes {
+		if t.stale(uint32(k)) {
 			return true
 		}
 	}
@@ -76,7 +76,7 @@ func (st *stream) opened(c *connection) {
 }
 
 // closed ends one.
-func (st *stream) closed() {
+func (st *stream) closed(c *connection) {
 	t := st.rib
 	whole := !t.anyStale()
 	for peer := range st.r.peers {
@@ -85,6 +85,9 @@ func (st *stream) closed() {
 	}
 	whole = whole || st.p.w.opt.Defect == AlwaysWhole
 	_, alone := st.gate.Unbroken()
+	if beside := c.began < st.wantedAt; beside && st.Heard != 0 && st.Heard < st.wantedAt+st.p.w.margin+2*keepAlive && st.p.w.opt.Defect != SilenceIsWhole {
+		whole = false // what another has sent may never have come here
+	}
 	t.said = alone && (whole || t.said)
 	t.ground.Closed(st.gate, whole)
 	t.open = false
@@ -98,15 +101,14 @@ func (st *stream) learn(in *input) bool {
 	peer := first.peer
 	// Whoever stood still may not know yet that others have sent meanwhile.
 	sent := st.grounded() && (st.p.mayHand() || w.opt.Defect == LeaseUnseen || w.opt.Defect == GroundIgnored)
-	kept := make([]change, 0, len(in.it.changes))
+	kept := w.changes(len(in.it.changes))
 	for _, c := range in.it.changes {
 		k := key(c.peer, c.prefix)
 		switch c.kind {
 		case kindRoute:
-			old, found := t.routes[k]
-			was := found && old.session != t.session
+			old, was := t.routes[k], t.stale(k)
 			if c.withdraw {
-				delete(t.routes, k)
+				t.routes[k] = held{}
 				break
 			}
 			now := held{content(k, c.version), t.session}
@@ -123,7 +125,7 @@ func (st *stream) learn(in *input) bool {
 			t.ended[peer] = true
 			if !c.dump {
 				for p := range r.prefixes {
-					delete(t.routes, key(peer, uint16(p)))
+					t.routes[key(peer, uint16(p))] = held{}
 				}
 				break
 			}
@@ -147,8 +149,10 @@ func (st *stream) learn(in *input) bool {
 	case len(kept) < len(in.it.changes):
 		w.fire(RedumpLeftOutPartly)
 	}
+	if len(kept) < len(in.it.changes) || kept[len(kept)-1] != in.it.changes[len(kept)-1] {
+		in.msg = w.message(in.conn.s.salt, in.it.cap, kept)
+	}
 	in.it.changes = kept
-	in.msg = appendMessage(nil, in.conn.s.salt, in.it.cap, kept)
 	return true
 }
 
@@ -161,7 +165,7 @@ func (st *stream) sweep(peer byte, version uint32) {
 		if !t.stale(k) {
 			continue
 		}
-		delete(t.routes, k)
+		t.routes[k] = held{}
 		if st.p.w.opt.Defect == NoSweep {
 			continue
 		}
@@ -197,7 +201,7 @@ func (st *stream) tidy(c *connection) bool {
 func (st *stream) leaveAbsent(peer byte, version uint32, sent bool) {
 	for p := range st.r.prefixes {
 		k := key(peer, uint16(p))
-		if _, ok := st.rib.routes[k]; !ok && !st.willWithdraw(k) {
+		if st.rib.routes[k].content == 0 && !st.willWithdraw(k) {
 			st.r.left[k] = max(st.r.left[k], version)
 			if sent {
 				st.leave(k, version, 0)
@@ -234,15 +238,23 @@ func (st *stream) leave(k, version uint32, value byte) {
 	}
 	part := w.kafka.parts[r.id]
 	last := part.last[k]
-	if last.value == value || part.value(k) == value {
+	if part.pending.len() > 0 || // it may be there, and consumers are to see it later
+		last.value == value || part.value(k) == value {
 		return
 	}
 	format, args := "I11: %s leaves out version %d of %x of router %d, which is %d, and Kafka has %d", []any{st.p.name(), version, k, r.id, value, last.value}
-	switch why, ok := w.excuse(r); {
+	why, ok := w.excuse(r)
+	late, burst := w.burst(r, version)
+	if !burst {
+		late, burst = w.burst(r, r.word[k])
+	}
+	switch {
+	case burst:
+		w.excused(late, format, args...)
 	case last.shared && last.by != st.p:
 		r.beside[k] = true
 		w.excused("a sender without Redis, of which the other does not know", format, args...)
-	case ok && part.sent[st.p][k] < wrote.end: // sent by another, says its mark
+	case ok && st.seen.sent[k] < wrote.end: // sent by another, says its mark
 		w.excused(why, format, args...)
 	default:
 		w.violate(format, args...)
@@ -268,7 +280,7 @@ func (st *stream) note(changes []change) {
 		}
 		for p := range st.r.prefixes {
 			k := key(c.peer, uint16(p))
-			if _, there := t.routes[k]; !there {
+			if t.routes[k].content == 0 {
 				t.wrote[k] = entry{end: end}
 			}
 		}

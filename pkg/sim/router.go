@@ -10,36 +10,41 @@ type router struct {
 	prefixes int
 	pace     int64 // between changes
 	coalesce bool  // a queue holds a prefix once, with its last value (FRR)
+	endless  bool  // it does not say when a dump is over
 	up       []uint32
 	caps     uint32
-	table    map[uint32]uint32 // announced: version of each prefix
-	history  []said            // by version
-	sessions []*session        // by node
-	connects []bool            // an attempt is under way
-	opens    []int64           // when sessions opened
+	table    [maxKey]uint32 // announced: version of each prefix, 0 for one that is not
+	word     [maxKey]uint32 // the last version that said something about it
+	history  []said         // by version
+	sessions []*session     // by node
+	connects []bool         // an attempt is under way
+	opens    []int64        // when sessions opened
 	down     bool
 
-	left   map[uint32]uint32 // last version of a prefix that a collector took for known
-	beside map[uint32]bool   // left out while another was sending too
-	lagged string            // why the margin was too small, "" if it never was
+	left     [maxKey]uint32 // last version of a prefix that a collector took for known
+	beside   [maxKey]bool   // left out while another was sending too
+	silences []*silence
+	lagged   string // why the margin was too small, "" if it never was
 }
 
 // said is what became of one version.
 type said struct {
-	at     int64
-	kind   byte
-	peer   byte
-	prefix uint16
-	all    bool // all sessions were open and past their dump
-	by     []*proc
+	value   byte // of a route, 0 for one that is withdrawn
+	at      int64
+	kind    byte
+	peer    byte
+	prefix  uint16
+	all     bool      // all sessions were open and past their dump
+	skipped bool      // at a seam Kafka had the same, or what came after
+	by      [2]uint64 // who has it in its log, by number of the process
 }
 
 func newRouter(w *world, id int) *router {
 	r := &router{
 		w: w, id: id, name: "r" + string(rune('0'+id)),
 		peers: 1 + w.rng.IntN(3), prefixes: 4 + w.rng.IntN(30),
-		pace: w.between(20*ms, 200*ms), coalesce: w.chance(0.5),
-		table: make(map[uint32]uint32), history: make([]said, 1), left: make(map[uint32]uint32), beside: make(map[uint32]bool),
+		pace: w.between(20*ms, 200*ms), coalesce: w.chance(0.5), endless: !w.diff && w.chance(0.15),
+		history: make([]said, 1, 1024),
 	}
 	r.up = make([]uint32, r.peers)
 	return r
@@ -54,14 +59,18 @@ func (r *router) begin() {
 	for i := range r.w.nodes {
 		r.reconnect(i, r.w.between(0, sec))
 	}
-	r.tick()
+	(*speaks)(r).run()
 }
 
-func (r *router) tick() {
+// speaks is the moment when a router has something to say.
+type speaks router
+
+func (t *speaks) run() {
+	r := (*router)(t)
 	if !r.w.quiet && !r.down {
 		r.change()
 	}
-	r.w.after(r.w.between(r.pace/2, 2*r.pace), r.tick)
+	r.w.push(r.w.between(r.pace/2, 2*r.pace), nil, t)
 }
 
 // change does something to the table.
@@ -76,7 +85,7 @@ func (r *router) change() {
 		r.peerDown(peer)
 	default:
 		prefix := uint16(r.w.rng.IntN(r.prefixes))
-		_, there := r.table[key(peer, prefix)]
+		there := r.table[key(peer, prefix)] != 0
 		r.route(peer, prefix, there && r.w.chance(0.3))
 	}
 }
@@ -93,12 +102,14 @@ func (r *router) next(kind, peer byte, prefix uint16) uint32 {
 
 func (r *router) route(peer byte, prefix uint16, withdraw bool) {
 	v := r.next(kindRoute, peer, prefix)
+	k := key(peer, prefix)
+	r.table[k], r.word[k] = v, v
 	if withdraw {
-		delete(r.table, key(peer, prefix))
+		r.table[k] = 0
 	} else {
-		r.table[key(peer, prefix)] = v
+		r.history[v].value = content(k, v)
 	}
-	r.say(item{at: r.w.now, cap: r.up[peer], changes: []change{{kind: kindRoute, peer: peer, prefix: prefix, version: v, withdraw: withdraw}}})
+	r.say(item{at: r.w.now, cap: r.up[peer], changes: r.w.just(change{kind: kindRoute, peer: peer, prefix: prefix, version: v, withdraw: withdraw})})
 }
 
 func (r *router) peerUp(peer byte) {
@@ -109,10 +120,20 @@ func (r *router) peerUp(peer byte) {
 
 func (r *router) peerDown(peer byte) {
 	r.up[peer] = 0
+	v := r.next(kindPeerDown, peer, 0)
+	r.forget(peer, v)
+	r.say(item{at: r.w.now, changes: []change{{kind: kindPeerDown, peer: peer, version: v}}})
+}
+
+// forget drops the routes of a peer, with word v.
+func (r *router) forget(peer byte, v uint32) {
 	for p := range r.prefixes {
-		delete(r.table, key(peer, uint16(p)))
+		k := key(peer, uint16(p))
+		r.table[k] = 0
+		if r.word[k] != 0 {
+			r.word[k] = v
+		}
 	}
-	r.say(item{at: r.w.now, changes: []change{{kind: kindPeerDown, peer: peer, version: r.next(kindPeerDown, peer, 0)}}})
 }
 
 func (r *router) say(it item) {
@@ -121,24 +142,6 @@ func (r *router) say(it item) {
 			s.enqueue(it)
 		}
 	}
-}
-
-// lastWords returns the last version that said something about each prefix.
-func (r *router) lastWords() map[uint32]uint32 {
-	last := make(map[uint32]uint32)
-	for v := 1; v < len(r.history); v++ {
-		switch h := &r.history[v]; h.kind {
-		case kindRoute:
-			last[key(h.peer, h.prefix)] = uint32(v)
-		case kindPeerDown:
-			for p := range r.prefixes {
-				if k := key(h.peer, uint16(p)); last[k] != 0 {
-					last[k] = uint32(v)
-				}
-			}
-		}
-	}
-	return last
 }
 
 // restart loses all sessions and the table.
@@ -150,12 +153,8 @@ func (r *router) restart(d int64) {
 	for p := range r.peers {
 		r.up[p] = 0
 		// Consumers learn of it from the Peer Ups and dumps after.
-		for prefix := range r.prefixes {
-			if k := key(byte(p), uint16(prefix)); r.table[k] != 0 {
-				delete(r.table, k)
-			}
-		}
 		r.history = append(r.history, said{at: r.w.now, kind: kindPeerDown, peer: byte(p)})
+		r.forget(byte(p), uint32(len(r.history)-1))
 	}
 	r.w.after(min(d, r.w.endAt-r.w.now), func() {
 		r.down = false
@@ -191,7 +190,7 @@ func (r *router) reconnect(i int, d int64) {
 		if r.down || r.sessions[i] != nil {
 			return
 		}
-		if nd.cutRouters[r.id] || nd.proc == nil || nd.proc.paused || !nd.proc.accepts() {
+		if nd.cutRouters[r.id] || nd.ways[r.id] != nil || nd.proc == nil || nd.proc.paused || !nd.proc.accepts() {
 			r.reconnect(i, r.w.between(200*ms, 2*sec))
 			return
 		}
@@ -202,7 +201,7 @@ func (r *router) reconnect(i int, d int64) {
 // connect opens a session and queues the dump of the table.
 func (r *router) connect(i int) {
 	w := r.w
-	s := &session{r: r, node: i, open: true, queues: make([][]item, r.peers), pending: make(map[uint32]bool), salt: byte(w.rng.Uint32())}
+	s := &session{r: r, node: i, open: true, salt: byte(w.rng.Uint32())}
 	r.sessions[i] = s
 	r.opens = append(r.opens, w.now)
 	s.host = w.nodes[i].proc.accept(r.id, s)
@@ -217,22 +216,31 @@ func (r *router) connect(i int) {
 			continue
 		}
 		s.enqueue(item{at: w.now, changes: []change{{kind: kindPeerUp, dump: true, peer: peer, version: v}}, cap: r.up[p]})
-		var cs []change
-		flush := func() {
-			if len(cs) > 0 {
-				s.enqueue(item{at: w.now, changes: cs, cap: r.up[p]})
-				cs = nil
-			}
+		// Each dump is packed in its own way, and begins somewhere.
+		pack := 1
+		if !r.coalesce {
+			pack = 1 + w.rng.IntN(6)
+			w.fire(DumpRepacked)
 		}
-		for prefix := range r.prefixes {
-			if v := r.table[key(peer, uint16(prefix))]; v != 0 {
-				cs = append(cs, change{kind: kindRoute, dump: true, peer: peer, prefix: uint16(prefix), version: v})
-				if r.coalesce || len(cs) == 4 {
-					flush()
+		var cs []change
+		first := w.rng.IntN(r.prefixes)
+		for j := range r.prefixes {
+			prefix := uint16((first + j) % r.prefixes)
+			if v := r.table[key(peer, prefix)]; v != 0 {
+				cs = append(cs, change{kind: kindRoute, dump: true, peer: peer, prefix: prefix, version: v})
+				if len(cs) == pack {
+					s.enqueue(item{at: w.now, changes: cs, cap: r.up[p]})
+					cs = nil
 				}
 			}
 		}
-		flush()
+		if len(cs) > 0 {
+			s.enqueue(item{at: w.now, changes: cs, cap: r.up[p]})
+		}
+		if r.endless {
+			w.fire(NoEndOfRIB)
+			continue
+		}
 		s.enqueue(item{at: w.now, changes: []change{{kind: kindEndOfRIB, dump: true, peer: peer, version: v}}, cap: r.up[p]})
 	}
 	s.dumpLeft = s.total
@@ -249,19 +257,27 @@ type item struct {
 // wire is how many messages the network and the sockets' buffers hold.
 const wire = 16
 
+// sent is a message between the ends of a session.
+type sent struct {
+	it  item
+	msg []byte
+}
+
 // A session is the router's end of a connection.
 type session struct {
 	r        *router
 	node     int
 	open     bool
 	salt     byte
-	queues   [][]item // by peer; peers overtake each other
-	pending  map[uint32]bool
+	queues   [maxPeers]fifo[item] // by peer; peers overtake each other
+	pending  [maxKey]bool
+	wire     fifo[sent]
 	total    int
 	dumpLeft int
 	dumped   bool
 	flight   int
 	lastAt   int64
+	latest   int64 // when the newest of what was sent was said
 	busy     bool
 	host     *connection
 }
@@ -272,6 +288,7 @@ func (s *session) enqueue(it item) {
 	if s.r.coalesce && c.kind == kindRoute {
 		k := key(peer, c.prefix)
 		if s.pending[k] {
+			s.r.w.fire(Coalesced)
 			return // what waits will be sent with the last value
 		}
 		s.pending[k] = true
@@ -279,33 +296,33 @@ func (s *session) enqueue(it item) {
 	if s.r.coalesce && c.kind == kindPeerDown {
 		s.forget(peer)
 	}
-	s.queues[peer] = append(s.queues[peer], it)
+	s.queues[peer].push(it)
 	s.total++
 	s.pump()
 }
 
 // forget drops the routes of a peer that went down from the queue.
 func (s *session) forget(peer byte) {
-	q := s.queues[peer]
-	kept := q[:0]
-	for _, it := range q {
+	s.queues[peer].keep(func(it *item) bool {
 		if it.changes[0].kind == kindRoute {
-			delete(s.pending, key(peer, it.changes[0].prefix))
+			s.pending[key(peer, it.changes[0].prefix)] = false
 			s.total--
 			s.dumpLeft--
-			continue
+			return false
 		}
-		kept = append(kept, it)
-	}
-	s.queues[peer] = kept
+		return true
+	})
 }
 
 // oldest is when the first of what waits was said.
 func (s *session) oldest() int64 {
 	t := s.r.w.now
-	for _, q := range s.queues {
-		if len(q) > 0 {
-			t = min(t, q[0].at)
+	if s.total == 0 {
+		return t
+	}
+	for i := range s.queues {
+		if q := &s.queues[i]; q.len() > 0 {
+			t = min(t, q.front().at)
 		}
 	}
 	return t
@@ -322,11 +339,29 @@ func (s *session) pump() {
 	if slow := w.nodes[s.node].slow[s.r.id]; slow > 0 {
 		spacing = w.between(slow/2, slow)
 	}
-	w.after(spacing, func() {
-		s.busy = false
-		s.transmit()
-		s.pump()
-	})
+	w.push(spacing, nil, (*sends)(s))
+}
+
+// sends is the moment when a router writes the next message.
+type sends session
+
+func (t *sends) run() {
+	s := (*session)(t)
+	s.busy = false
+	s.transmit()
+	s.pump()
+}
+
+// arrives is the moment when the next message is at the collector.
+type arrives session
+
+func (t *arrives) run() {
+	if q := (*session)(t).way(); q != nil {
+		q.held++
+		return
+	}
+	m := t.wire.pop()
+	t.host.arrive(m.msg, m.it)
 }
 
 func (s *session) transmit() {
@@ -335,47 +370,38 @@ func (s *session) transmit() {
 	}
 	w, r := s.r.w, s.r
 	p := w.rng.IntN(r.peers)
-	for len(s.queues[p]) == 0 {
+	for s.queues[p].len() == 0 {
 		p = (p + 1) % r.peers
 	}
-	it := s.queues[p][0]
-	s.queues[p] = s.queues[p][1:]
+	it := s.queues[p].pop()
+	if it.at > s.latest {
+		s.latest = it.at
+	} else if it.at < s.latest {
+		w.fire(PeersReordered)
+	}
 	s.total--
 	s.flight++
 	if c := &it.changes[0]; r.coalesce && c.kind == kindRoute {
 		k := key(c.peer, c.prefix)
-		delete(s.pending, k)
+		s.pending[k] = false
 		c2 := *c
 		c2.version, c2.withdraw = r.table[k], false
 		if c2.version == 0 { // gone meanwhile
 			c2.withdraw = true
-			c2.version = r.lastOf(k)
+			c2.version = r.word[k]
 		}
 		if c2.version != c.version {
 			c2.dump = r.history[c2.version].kind != kindRoute
 		}
-		it.changes = []change{c2}
+		it.changes = w.just(c2)
 	}
 	if !s.dumped {
 		s.dumpLeft--
 		s.dumped = s.dumpLeft <= 0
 	}
-	msg := appendMessage(nil, s.salt, it.cap, it.changes)
-	at := max(s.lastAt, w.now+w.between(200, 5*ms))
-	s.lastAt = at
-	host := s.host
-	w.after(at-w.now, func() { host.arrive(msg, it) })
-}
-
-// lastOf finds the last version about a prefix.
-func (r *router) lastOf(k uint32) uint32 {
-	for v := len(r.history) - 1; v > 0; v-- {
-		h := &r.history[v]
-		if h.kind == kindRoute && key(h.peer, h.prefix) == k || h.kind == kindPeerDown && h.peer == byte(k>>16) {
-			return uint32(v)
-		}
-	}
-	return 0
+	s.lastAt = max(s.lastAt, w.now+w.between(200, 5*ms))
+	s.wire.push(sent{it, w.message(s.salt, it.cap, it.changes)})
+	w.push(s.lastAt-w.now, nil, (*arrives)(s))
 }
 
 // end closes the router's end; the host learns of it after what is on the wire.
@@ -384,6 +410,9 @@ func (s *session) end() {
 		return
 	}
 	s.open = false
+	if s.way() != nil {
+		return
+	}
 	w := s.r.w
 	host := s.host
 	at := max(s.lastAt, w.now+w.between(200, 5*ms))
