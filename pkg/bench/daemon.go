@@ -56,7 +56,6 @@ func (r *run) startBmpha(ctx context.Context, s setup) (*daemon, error) {
 	if s.noHeader {
 		d.kind = "bmpha, output.header: false"
 	}
-	config := filepath.Join(dir, "bmpha.yaml")
 	text := fmt.Sprintf(`process: %s
 cluster: {name: %s}
 listen: {address: "%s"}
@@ -66,22 +65,28 @@ output: {header: %v}
 control: {socket: "%s", http: "%s"}
 `, s.process, s.cluster, d.addr, r.redis.Addr(), s.brokers, s.topic, filepath.Join(dir, "dead-letter.jsonl"),
 		!s.noHeader, socket, d.http)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return nil, fmt.Errorf("start bmpha: %w", err)
+	return d, r.launch(ctx, d, "bmpha "+s.process, dir, text)
+}
+
+// launch starts d in dir with a configuration, and waits until it answers.
+func (r *run) launch(ctx context.Context, d *daemon, name, dir, text string) error {
+	config := filepath.Join(dir, "bmpha.yaml")
+	err := os.WriteFile(config, []byte(text), 0o600)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
 	}
-	var err error
 	d.process, err = rig.Start(ctx, rig.Command{
-		Name: "bmpha " + s.process, Path: r.bmpha, Args: []string{"run", "-c", config}, Log: filepath.Join(dir, "log"),
+		Name: name, Path: r.bmpha, Args: []string{"run", "-c", config}, Log: filepath.Join(dir, "log"),
 		Ready: func() error { _, err := d.control.Status(ctx); return err },
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	d.close = func() error {
 		d.control.Close()
 		return d.process.Close()
 	}
-	return d, nil
+	return nil
 }
 
 // awaitStatus waits until ok holds of the daemon's status.

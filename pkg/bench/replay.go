@@ -203,7 +203,6 @@ func (r *run) startReplaying(ctx context.Context, name, to string) (*daemon, err
 	}
 	socket := filepath.Join(dir, "bmpha.sock")
 	d := &daemon{kind: "bmpha", addr: fmt.Sprintf("127.0.0.1:%d", port), control: control.NewClient(socket)}
-	config := filepath.Join(dir, "bmpha.yaml")
 	text := fmt.Sprintf(`process: a
 cluster: {name: %s}
 listen: {address: "%s"}
@@ -214,21 +213,7 @@ sink: file
 file: {path: "%s"}
 control: {socket: "%s"}
 `, name, d.addr, r.redis.Addr(), to, filepath.Join(dir, "records"), socket)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return nil, fmt.Errorf("start bmpha: %w", err)
-	}
-	d.process, err = rig.Start(ctx, rig.Command{
-		Name: "bmpha", Path: r.bmpha, Args: []string{"run", "-c", config}, Log: filepath.Join(dir, "log"),
-		Ready: func() error { _, err := d.control.Status(ctx); return err },
-	})
-	if err != nil {
-		return nil, err
-	}
-	d.close = func() error {
-		d.control.Close()
-		return d.process.Close()
-	}
-	return d, nil
+	return d, r.launch(ctx, d, "bmpha", dir, text)
 }
 
 // usage returns the CPU time of the daemon so far, 0 if it has ended.

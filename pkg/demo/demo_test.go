@@ -43,7 +43,8 @@ var program = sync.OnceValues(func() (file string, err error) {
 	return file, nil
 })
 
-// fast is a demo on fast timers.
+// fast is a demo on fast timers, yet such that nobody takes over because the machine
+// stood still for a moment.
 func fast(t *testing.T, out *transcript) Options {
 	t.Helper()
 	if testing.Short() {
@@ -56,8 +57,8 @@ func fast(t *testing.T, out *transcript) Options {
 	t.Setenv("BMPHA_PROCESS", "another bmpha's setting") // which must not reach the demo's
 	t.Setenv("TMPDIR", t.TempDir())
 	return Options{
-		Binary: file, Rate: 600, Heartbeat: 100 * time.Millisecond, Expiry: 500 * time.Millisecond,
-		Margin: 200 * time.Millisecond, Look: 500 * time.Millisecond, Out: out,
+		Binary: file, Rate: 600, Heartbeat: 250 * time.Millisecond, Expiry: 2500 * time.Millisecond,
+		Margin: 200 * time.Millisecond, Look: 500 * time.Millisecond, Patience: time.Minute, Out: out,
 	}
 }
 

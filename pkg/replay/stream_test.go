@@ -148,7 +148,7 @@ func TestSyntheticRefuses(t *testing.T) {
 
 // Each message of a numbered stream can be found by its prefix.
 func TestNumbered(t *testing.T) {
-	data := collect(t, synthetic(t, Synthetic{Peers: 2, IPv6: 0.5, Numbered: true}), 3+1000)
+	data := collect(t, synthetic(t, Synthetic{Peers: 2, IPv6: 0.5, Numbered: true}), 7+1000)
 	seen := make(map[uint64]int)
 	v6 := 0
 	for k := range tableOf(t, data).text("r") {

@@ -32,7 +32,8 @@ type Synthetic struct {
 
 	// Numbered makes a stream without end in which each Route Monitoring message
 	// announces one new prefix, numbered from 0: see Number. Prefixes, Routes and
-	// Churn are not used, and there is no End-of-RIB. The table grows with it.
+	// Churn are not used. The table is empty at first, as End-of-RIBs say, and grows
+	// with it.
 	Numbered bool
 }
 
@@ -248,12 +249,12 @@ func (g *generator) make(dst []byte) ([]byte, error) {
 		dst = g.up(dst, g.peer)
 		if g.peer++; g.peer == len(g.peers) {
 			g.phase, g.peer = phaseDump, 0
+			if g.Numbered {
+				g.phase = phaseEndOfRIB
+			}
 		}
 		return dst, nil
 	case phaseDump:
-		if g.Numbered {
-			return g.numbered(dst), nil
-		}
 		if g.at == 0 {
 			g.fill(g.peer)
 		}
@@ -278,6 +279,9 @@ func (g *generator) make(dst []byte) ([]byte, error) {
 			}
 		}
 		return dst, nil
+	}
+	if g.Numbered {
+		return g.numbered(dst), nil
 	}
 	if g.Churn.total() == 0 {
 		return dst, io.EOF

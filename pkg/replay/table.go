@@ -162,78 +162,28 @@ type Consumer struct {
 }
 
 type consumerPeer struct {
-	router, distinguisher, addr string
-	loc                         bool
-}
-
-// jsonRecord is the part of pmacct's records that tables are made of.
-type jsonRecord struct {
-	LogType  string  `json:"log_type"`
-	MsgType  string  `json:"bmp_msg_type"`
-	Event    string  `json:"event_type"`
-	Router   string  `json:"bmp_router"`
-	Peer     string  `json:"peer_ip"`
-	PeerType int     `json:"peer_type"`
-	RD       string  `json:"rd"`
-	RDOrigin string  `json:"rd_origin"`
-	PD       string  `json:"pd"`
-	IsPost   int     `json:"is_post"`
-	IsIn     int     `json:"is_in"`
-	IsOut    int     `json:"is_out"`
-	IsLoc    int     `json:"is_loc"`
-	AFI      uint16  `json:"afi"`
-	SAFI     uint8   `json:"safi"`
-	Prefix   string  `json:"ip_prefix"`
-	PathID   *int64  `json:"as_path_id"`
-	NextHop  string  `json:"bgp_nexthop"`
-	ASPath   string  `json:"as_path"`
-	Origin   string  `json:"origin"`
-	Comms    string  `json:"comms"`
-	LComms   string  `json:"lcomms"`
-	MED      *uint32 `json:"med"`
-	LocPref  *uint32 `json:"local_pref"`
-}
-
-func (r *jsonRecord) rib() RIB {
-	switch {
-	case r.IsLoc == 1:
-		return Loc
-	case r.IsOut == 1 && r.IsPost == 1:
-		return OutPost
-	case r.IsOut == 1:
-		return OutPre
-	case r.IsPost == 1:
-		return InPost
-	}
-	return InPre
-}
-
-func (r *jsonRecord) peer() consumerPeer {
-	p := consumerPeer{router: r.Router, distinguisher: r.PD, addr: r.Peer, loc: r.IsLoc == 1 || r.PeerType == locRIBPeer}
-	if r.RDOrigin == "bmp" {
-		p.distinguisher = r.RD
-	}
-	return p
+	router string
+	Peer
 }
 
 // Record takes the value of one record, in the order of the topic. Records that
 // say nothing about routes are accepted and change nothing.
 func (c *Consumer) Record(value []byte) error {
-	var r jsonRecord
+	var r Record
 	if err := json.Unmarshal(value, &r); err != nil {
 		return fmt.Errorf("record %.80q: %w", value, err)
 	}
 	if r.Event != "log" {
 		return nil
 	}
-	p := r.peer()
+	p := consumerPeer{r.Router, r.Of()}
 	switch {
 	case r.MsgType == "peer_down":
 		delete(c.peers, p)
 	case r.MsgType == "peer_up":
-		which := r.rib()
+		which := r.RIB()
 		for k := range c.peers[p] {
-			if which == InPre || p.loc || k.RIB == which {
+			if which == InPre || p.Loc || k.RIB == which {
 				delete(c.peers[p], k)
 			}
 		}
@@ -246,23 +196,11 @@ func (c *Consumer) Record(value []byte) error {
 			routes = make(map[Key]string)
 			c.peers[p] = routes
 		}
-		routes[r.key()] = r.value().String()
+		routes[r.Key()] = r.value().String()
 	case r.LogType == "withdraw" || r.LogType == "delete":
-		delete(c.peers[p], r.key())
+		delete(c.peers[p], r.Key())
 	}
 	return nil
-}
-
-func (r *jsonRecord) key() Key {
-	k := Key{Router: r.Router, RD: r.RD, Peer: r.Peer, RIB: r.rib(), AFI: r.AFI, SAFI: r.SAFI, Prefix: r.Prefix, PathID: -1}
-	if r.PathID != nil {
-		k.PathID = *r.PathID
-	}
-	return k
-}
-
-func (r *jsonRecord) value() value {
-	return value{r.NextHop, r.ASPath, r.Origin, r.Comms, r.LComms, r.MED, r.LocPref}
 }
 
 // Routes returns the table of all routers as it stands now. The map is the

@@ -52,7 +52,7 @@ func (d *door) open() error {
 	}
 	if d.ln == nil {
 		// An Accept that has not yet returned keeps the closed listener for a moment.
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		err := WaitFor(ctx, func() (err error) {
 			d.ln, err = net.ListenTCP("tcp", d.addr)

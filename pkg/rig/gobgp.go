@@ -91,13 +91,22 @@ func (g *GoBGP) config() string {
 	return b.String()
 }
 
+// Show runs gobgpd's own command, gobgp, such as "global", "rib", "-j", and returns
+// what it printed.
+func (g *GoBGP) Show(ctx context.Context, args ...string) ([]byte, error) {
+	host, port := hostPort(g.api)
+	out, err := exec.CommandContext(ctx, "gobgp", append([]string{"-u", host, "-p", strconv.Itoa(port)}, args...)...).Output()
+	if err != nil {
+		return nil, fmt.Errorf("gobgp %s: %w", strings.Join(args, " "), err)
+	}
+	return out, nil
+}
+
 // Table asks gobgpd by its own command, gobgp.
 func (g *GoBGP) Table(ctx context.Context) (Table, error) {
 	t := make(Table)
-	host, port := hostPort(g.api)
 	for _, family := range []string{"ipv4", "ipv6"} {
-		out, err := exec.CommandContext(ctx, "gobgp", "-u", host, "-p", strconv.Itoa(port),
-			"global", "rib", "-a", family, "-j").Output()
+		out, err := g.Show(ctx, "global", "rib", "-a", family, "-j")
 		if err == nil {
 			err = addGoBGPTable(t, out)
 		}

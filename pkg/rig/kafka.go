@@ -180,7 +180,7 @@ func (k *KafkaServer) start(ctx context.Context, jars string) error {
 	k.Process, err = Start(ctx, Command{
 		Name: "kafka", Path: "java", Args: append(java, "kafka.Kafka", file),
 		Log: filepath.Join(k.dir.path, "kafka.log"), Dir: k.dir.path,
-		Ready: k.answers, ReadyWithin: time.Minute, Grace: 20 * time.Second,
+		Ready: k.answers, ReadyWithin: 3 * time.Minute, Grace: 20 * time.Second,
 	})
 	return err
 }

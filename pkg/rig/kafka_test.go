@@ -126,7 +126,7 @@ func TestKafkaCredentials(t *testing.T) {
 		} {
 			cl, err := kgo.NewClient(kgo.SeedBrokers(k.Brokers()), c.opt, kgo.AllowAutoTopicCreation())
 			must(t, err)
-			wait := 20 * time.Second
+			wait := time.Minute
 			if !c.ok {
 				wait = time.Second // the client tries for ever
 			}

@@ -36,7 +36,7 @@ func TestParseLongLong(t *testing.T) {
 func nativeMember(t *testing.T, r Redis, o NativeOptions) *NativeMember {
 	t.Helper()
 	o.Cluster, o.ID = "lab", 3
-	m, err := StartNativeMember(within(t, 20*time.Second), r, o)
+	m, err := StartNativeMember(within(t, time.Minute), r, o)
 	must(t, err)
 	t.Cleanup(func() { m.Close() })
 	return m
@@ -49,7 +49,7 @@ func TestNativeMember(t *testing.T) {
 	r, err := StartRedis(t.Context(), RedisOptions{})
 	must(t, err)
 	defer r.Close()
-	ctx := within(t, time.Minute)
+	ctx := within(t, 3*time.Minute)
 	a := nativeMember(t, r, NativeOptions{Process: "a"})
 	if s := a.State(); s != NativeActive {
 		t.Fatalf("the only member is %s", s)
@@ -58,12 +58,23 @@ func TestNativeMember(t *testing.T) {
 	if s := b.State(); s != NativeStandby {
 		t.Fatalf("the second member is %s", s)
 	}
-	must(t, a.Kill())
-	must(t, b.Await(ctx, NativeActive))
-	must(t, a.Restart(ctx))
-	if sa, sb := a.State(), b.State(); sa != NativeStandby || sb != NativeActive {
-		t.Errorf("after the return a is %s, b %s", sa, sb)
+	// A key may expire just between KEYS and GET, and then a member crashes as it has
+	// to.
+	alone := func(m *NativeMember) {
+		t.Helper()
+		err := m.Await(ctx, NativeActive)
+		if err != nil && m.State() == NativeCrashed {
+			t.Log(err)
+			must(t, m.Restart(ctx))
+			err = m.Await(ctx, NativeActive)
+		}
+		must(t, err)
 	}
+	must(t, a.Kill())
+	alone(b)
+	must(t, a.Restart(ctx))
+	must(t, a.Await(ctx, NativeStandby))
+	must(t, b.Await(ctx, NativeActive))
 	b.Regenerate()
 	must(t, b.Await(ctx, NativeStandby))
 	must(t, a.Await(ctx, NativeActive))
@@ -84,7 +95,7 @@ func TestNativeMember(t *testing.T) {
 	b.SetValue("1")
 	must(t, a.Await(ctx, NativeStandby))
 	must(t, b.Pause())
-	must(t, a.Await(ctx, NativeActive))
+	alone(a)
 	must(t, b.Resume())
 	must(t, a.Await(ctx, NativeStandby))
 	history, _ := b.History()
@@ -178,7 +189,7 @@ func TestNativeMemberCommands(t *testing.T) {
 	monitor, err := net.Dial("tcp", r.Addr())
 	must(t, err)
 	defer monitor.Close()
-	must(t, monitor.SetDeadline(time.Now().Add(20*time.Second)))
+	must(t, monitor.SetDeadline(time.Now().Add(time.Minute)))
 	_, err = monitor.Write([]byte("MONITOR\r\n"))
 	must(t, err)
 	lines := bufio.NewScanner(monitor)

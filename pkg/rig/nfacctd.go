@@ -49,7 +49,7 @@ func StartNfacctd(ctx context.Context, o NfacctdOptions) (*Nfacctd, error) {
 	d := &Nfacctd{p, dir}
 	// It forks for its plugin when it listens already: a session accepted before
 	// would stay open in the child, and its end not be seen.
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	err = WaitFor(ctx, func() error {
 		log, err := os.ReadFile(p.LogFile())

@@ -31,7 +31,8 @@ type Command struct {
 	Grace      time.Duration
 
 	// Ready is tried until it returns nil; a nil Ready means that a process
-	// that has started is ready. ReadyWithin bounds the wait, 30 s by default.
+	// that has started is ready. ReadyWithin bounds the wait, 90 s by default: a
+	// busy machine takes its time.
 	Ready       func() error
 	ReadyWithin time.Duration
 }
@@ -68,7 +69,7 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 		c.Grace = 5 * time.Second
 	}
 	if c.ReadyWithin == 0 {
-		c.ReadyWithin = 30 * time.Second
+		c.ReadyWithin = 90 * time.Second
 	}
 	p := &Process{cmd: c}
 	if err := p.start(ctx); err != nil {
@@ -180,10 +181,10 @@ func (p *Process) Alive() bool { return p.latest().alive() }
 // Done returns a channel that is closed when the present run has ended.
 func (p *Process) Done() <-chan struct{} { return p.latest().done }
 
-// ExitCode waits for the end of the present run and returns its exit code, or
 // LogFile returns the file that its output goes to, "" if it is discarded.
 func (p *Process) LogFile() string { return p.cmd.Log }
 
+// ExitCode waits for the end of the present run and returns its exit code, or
 // -1 when a signal ended it.
 func (p *Process) ExitCode() int {
 	r := p.latest()
@@ -244,7 +245,7 @@ func (p *Process) Pause() error {
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second) // it may be waiting for a disk
 	defer cancel()
 	return WaitFor(ctx, func() error {
 		s, err := p.state()

@@ -3,6 +3,7 @@ package rig
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,6 +60,13 @@ func (l *link) close() {
 // NewProxy listens on 127.0.0.1 and passes connections to target, a host:port.
 func NewProxy(target string) (*Proxy, error) {
 	return newProxy(target, nil, 0)
+}
+
+// NewProxyFrom is NewProxy for a router's sessions: connections to the target come
+// from source, as which collectors know the router, and a client waits for a
+// quarter of a second to hear that the target is not there.
+func NewProxyFrom(target string, source netip.Addr) (*Proxy, error) {
+	return newProxy(target, net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0)), 250*time.Millisecond)
 }
 
 func newProxy(target string, source net.Addr, refusal time.Duration) (*Proxy, error) {

@@ -87,7 +87,7 @@ func (c *redisCommon) Client() *redis.Client {
 		Password:   c.o.Password,
 		MaxRetries: -1, DialerRetries: 1,
 		// Without an answer within this the server counts as hanging.
-		DialTimeout: 2 * time.Second, ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second,
+		DialTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
 	}
 	if c.o.TLS {
 		pem, err := os.ReadFile(c.cert.CA)

@@ -115,11 +115,10 @@ func newRouter(name string, o RouterOptions) (*router, error) {
 	if r.dir, err = makeFolder(o.Dir, name); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	source := net.TCPAddrFromAddrPort(netip.AddrPortFrom(o.Source, 0))
 	for _, c := range o.Collectors {
-		// A quarter of a second before a refusal: GoBGP comes again at once
-		// after a connection that was taken and closed.
-		p, err := newProxy(c, source, 250*time.Millisecond)
+		// It waits before a refusal: GoBGP comes again at once after a connection
+		// that was taken and closed.
+		p, err := NewProxyFrom(c, o.Source)
 		if err != nil {
 			r.release()
 			return nil, fmt.Errorf("start %s: %w", name, err)

@@ -110,7 +110,7 @@ func eachRouter(t *testing.T, o RouterOptions, test func(t *testing.T, r Router,
 				o.Collectors = append(o.Collectors, s.Addr())
 				sinks = append(sinks, s)
 			}
-			r, err := start(within(t, 30*time.Second), o)
+			r, err := start(within(t, 2*time.Minute), o)
 			must(t, err)
 			t.Cleanup(func() { must(t, r.Close()) })
 			test(t, r, sinks)
@@ -122,7 +122,7 @@ func TestRouterFeedsTwoCollectors(t *testing.T) {
 	a, b := netip.MustParseAddr("127.2.0.1"), netip.MustParseAddr("127.2.0.2")
 	o := RouterOptions{Neighbors: []Neighbor{{a, 65001}, {b, 4200000002}}}
 	eachRouter(t, o, func(t *testing.T, r Router, sinks []*Sink) {
-		ctx := within(t, 60*time.Second)
+		ctx := within(t, 3*time.Minute)
 		var speakers []*Speaker
 		for i, n := range o.Neighbors {
 			s, err := Speak(ctx, SpeakerOptions{Router: r.BGP(), Local: n.Addr, AS: n.AS,
@@ -221,10 +221,10 @@ func TestRouterFeedsTwoCollectors(t *testing.T) {
 
 func TestSpeakerIsRefused(t *testing.T) {
 	Require(t, FRRPart)
-	r, err := StartFRR(within(t, 20*time.Second), RouterOptions{Neighbors: []Neighbor{{netip.MustParseAddr("127.2.0.1"), 65001}}})
+	r, err := StartFRR(within(t, 2*time.Minute), RouterOptions{Neighbors: []Neighbor{{netip.MustParseAddr("127.2.0.1"), 65001}}})
 	must(t, err)
 	defer r.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	_, err = Speak(ctx, SpeakerOptions{Router: r.BGP(), Local: netip.MustParseAddr("127.2.0.1"), AS: 65999, ID: netip.MustParseAddr("192.0.2.11")})
 	if err == nil || !strings.Contains(err.Error(), "NOTIFICATION code 2 subcode 2") {
@@ -236,7 +236,7 @@ func TestPmbmpd(t *testing.T) {
 	Require(t, PmbmpdPart)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "out.json")
-	ctx := within(t, 30*time.Second)
+	ctx := within(t, 2*time.Minute)
 	d, err := StartPmbmpd(ctx, PmbmpdOptions{Config: []string{"bmp_daemon_msglog_file: " + file}})
 	must(t, err)
 	defer d.Close()

@@ -302,7 +302,7 @@ func TestRequestsAreRememberedBetweenReaders(t *testing.T) {
 		left = append(left, r) // both cases of the select may have been ready
 	}
 
-	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	self(Regenerate)
 	second, err := Requests(ctx)

@@ -251,7 +251,7 @@ func model(t *testing.T, r *rand.Rand, restarts bool) {
 				}
 			}
 		}
-		end := time.Now().Add(10 * time.Second)
+		end := time.Now().Add(time.Minute)
 		for missing := l.has(written); missing != ""; missing = l.has(written) {
 			if time.Now().After(end) {
 				stop()

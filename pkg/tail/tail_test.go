@@ -162,7 +162,7 @@ func (p *place) remove(name string) {
 // wait waits for a condition, and says what did not come true.
 func (p *place) wait(what string, cond func() bool) {
 	p.t.Helper()
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(time.Minute)
 	for !cond() {
 		if time.Now().After(end) {
 			p.t.Fatalf("not so: %s\nlines %v\nstatus %+v", what, p.sink.lines, p.tail.Status())

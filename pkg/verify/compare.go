@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/bmpha/bmpha/pkg/replay"
 )
@@ -47,6 +48,10 @@ type Difference struct {
 	Router string       `json:"router,omitempty"` // what the router says
 	Kafka  string       `json:"kafka,omitempty"`  // what the records say
 	Fields []string     `json:"fields,omitempty"` // in which they differ
+	// Sender and At tell who wrote Kafka's last word, and when, where it is known: not
+	// with path identifiers.
+	Sender *Sender    `json:"sender,omitempty"`
+	At     *time.Time `json:"at,omitempty"`
 }
 
 // spot is where the routes of two tables meet. With ADD-PATH there are several
@@ -152,6 +157,31 @@ func Compare(router string, tables []Table, kafka map[replay.Key]string, scope S
 		})
 	}
 	return c, nil
+}
+
+// Attribute tells of what c found to differ who wrote Kafka's last word.
+func (l *Ledger) Attribute(c *Comparison) {
+	rt := l.routers[c.Router]
+	if rt == nil {
+		return
+	}
+	byAddr := make(map[netip.Addr][]*peerRoutes)
+	for p, of := range rt.table.peers {
+		if a, err := netip.ParseAddr(p.Addr); err == nil {
+			byAddr[plainAddr(a)] = append(byAddr[plainAddr(a)], of)
+		}
+	}
+	for _, list := range [][]Difference{c.Missing, c.Extra, c.Different} {
+		for i := range list {
+			d := &list[i]
+			id := routeID{rib: d.RIB, prefix: d.Prefix.String(), path: -1, afi: afiOf(d.Prefix.Addr()), safi: 1}
+			for _, of := range byAddr[d.Peer] {
+				if e, ok := of.routes[id]; ok {
+					d.Sender, d.At = l.source(e.from)
+				}
+			}
+		}
+	}
 }
 
 func afiOf(a netip.Addr) uint16 {

@@ -61,7 +61,7 @@ type Without struct {
 
 type openKey struct {
 	router string
-	peer   peerKey
+	peer   replay.Peer
 	id     routeID
 }
 
@@ -152,7 +152,7 @@ func (m *Match) Begin() {
 // Route takes a route as control.Client.Routes tells it.
 func (m *Match) Route(line []byte) error {
 	var r struct {
-		jsonRoute
+		replay.Route
 		RIB string `json:"rib"`
 	}
 	if err := json.Unmarshal(line, &r); err != nil {
@@ -170,15 +170,15 @@ func (m *Match) Route(line []byte) error {
 		router = m.add(r.Router) // it has come since it was asked who there is
 		m.resolve()
 	}
-	p := peerKey{addr: r.Peer, loc: rib == replay.Loc}
+	p := replay.Peer{Addr: r.Peer, Loc: rib == replay.Loc}
 	if r.RDOrigin == "bmp" {
-		p.distinguisher = r.RD
+		p.Distinguisher = r.RD
 	}
-	id := r.id(rib)
-	if !m.wants(p.addr, &id) {
+	id := idOf(&r.Route, rib)
+	if !m.scope.wants(p.Addr, &id) {
 		return nil
 	}
-	m.route(router, p, id, r.value())
+	m.route(router, p, id, valueOf(&r.Route))
 	return nil
 }
 
@@ -186,21 +186,10 @@ var collectorRIBs = map[string]replay.RIB{
 	"in-pre": replay.InPre, "in-post": replay.InPost, "out-pre": replay.OutPre, "out-post": replay.OutPost, "loc": replay.Loc,
 }
 
-func (m *Match) wants(peer string, id *routeID) bool {
-	if m.scope.RIB != "" && id.rib != m.scope.RIB || len(m.scope.AFIs) > 0 && !slices.Contains(m.scope.AFIs, id.afi) {
-		return false
-	}
-	if !m.scope.Peer.IsValid() {
-		return true
-	}
-	a, err := netip.ParseAddr(peer)
-	return err == nil && plainAddr(a) == m.scope.Peer
-}
-
-func (m *Match) route(r *matched, p peerKey, id routeID, v value) {
+func (m *Match) route(r *matched, p replay.Peer, id routeID, v value) {
 	k := openKey{r.name, p, id}
 	if !m.first {
-		if o, ok := m.open[k]; ok && (o.collector == (value{}) || !sameValue(o.collector, m.kafka(&k))) {
+		if o, ok := m.open[k]; ok && (o.collector == (value{}) || !sameValue(o.collector, m.kafka(&k).value)) {
 			m.open[k] = opened{v}
 		}
 		return
@@ -257,7 +246,7 @@ func (m *Match) End() {
 		for p, of := range rt.table.peers {
 			for id, e := range of.routes {
 				switch {
-				case e.value == (value{}) || e.seen == m.pass || !m.wants(p.addr, &id):
+				case e.value == (value{}) || e.seen == m.pass || !m.scope.wants(p.Addr, &id):
 				case !kept(&id):
 					m.other++
 				case e.doubt:
@@ -279,19 +268,19 @@ func kept(id *routeID) bool {
 }
 
 // kafka is what the records say of an open route now.
-func (m *Match) kafka(k *openKey) value {
+func (m *Match) kafka(k *openKey) entry {
 	rt := m.l.routers[k.router]
 	if rt == nil {
-		return value{}
+		return entry{}
 	}
 	_, e, _ := rt.table.find(k.peer, k.id)
-	return e.value
+	return e
 }
 
 // Check drops the open routes that do not differ any more and returns how many do.
 func (m *Match) Check() int64 {
 	for k, o := range m.open {
-		if !sameValue(o.collector, m.kafka(&k)) {
+		if !sameValue(o.collector, m.kafka(&k).value) {
 			continue
 		}
 		if o.collector != (value{}) {
@@ -378,14 +367,31 @@ type RouteDifference struct {
 	Prefix    string     `json:"prefix"`
 	PathID    *int64     `json:"path_id,omitempty"`
 	Collector string     `json:"collector,omitempty"` // what it has
+	Other     string     `json:"other,omitempty"`     // what the records of another topic say
 	Kafka     string     `json:"kafka,omitempty"`     // what the records say
 	Fields    []string   `json:"fields,omitempty"`    // in which they differ
+	// Sender and At tell who wrote the last word about the route, and when, where it is
+	// known: in this topic, else in the other.
+	Sender *Sender    `json:"sender,omitempty"`
+	At     *time.Time `json:"at,omitempty"`
+}
+
+func (d *RouteDifference) told(l *Ledger, from source) {
+	d.Sender, d.At = l.source(from)
+}
+
+// source returns who wrote a word and when, nil where it is not known.
+func (l *Ledger) source(from source) (*Sender, *time.Time) {
+	if from.by == 0 {
+		return nil, nil
+	}
+	return new(l.names[from.by]), new(time.UnixMilli(from.at).UTC())
 }
 
 func difference(k openKey, collector, kafka value) RouteDifference {
 	d := RouteDifference{
-		Router: k.router, Peer: k.peer.addr, RIB: k.id.rib, AFI: k.id.afi, SAFI: k.id.safi,
-		RD: cmp.Or(k.id.rd, k.peer.distinguisher), Prefix: k.id.prefix,
+		Router: k.router, Peer: k.peer.Addr, RIB: k.id.rib, AFI: k.id.afi, SAFI: k.id.safi,
+		RD: cmp.Or(k.id.rd, k.peer.Distinguisher), Prefix: k.id.prefix,
 	}
 	if k.id.path >= 0 {
 		d.PathID = new(k.id.path)
@@ -459,9 +465,10 @@ func (m *Match) Result(collector string, waited time.Duration) *TableComparison 
 	var missing, extra, different listing
 	for k, o := range m.open {
 		kafka := m.kafka(&k)
-		d := difference(k, o.collector, kafka)
+		d := difference(k, o.collector, kafka.value)
+		d.told(m.l, kafka.from)
 		switch {
-		case kafka == (value{}):
+		case kafka.value == (value{}):
 			missing.add(d, mostOpen)
 		case o.collector == (value{}):
 			extra.add(d, mostOpen)

@@ -15,15 +15,10 @@ import (
 // routes are the tables of one router as records make them. The rules are those
 // of [replay.Consumer].
 type routes struct {
-	peers map[peerKey]*peerRoutes
+	peers map[replay.Peer]*peerRoutes
 	// partial says that the records do not begin with the topic, so that what they
 	// have not mentioned is unknown.
 	partial bool
-}
-
-type peerKey struct {
-	addr, distinguisher string
-	loc                 bool
 }
 
 // peerRoutes are the routes of a peer, and of which of its RIBs it is known that
@@ -44,10 +39,18 @@ type routeID struct {
 
 type entry struct {
 	value value
+	from  source
 	seen  uint32 // pass of a Match in which the collector had it
 	// doubt says that it may have ended with an instance of its peer: records of VPN
 	// routes do not tell of which one they are.
 	doubt bool
+}
+
+// A source is when the last word about a route came to Kafka, in ms, and by whom: the
+// number of a sender in its Ledger, 0 where it is not known.
+type source struct {
+	at int64
+	by uint32
 }
 
 // A value is what is told of a route, kept once; the zero value of a route that was
@@ -62,70 +65,8 @@ type attributes struct {
 	med, localPref, aigp, sid, otc, tag string // tag: the label
 }
 
-// jsonRoute is what records, and answers of a collector, tell of a route.
-type jsonRoute struct {
-	Router   string          `json:"bmp_router"`
-	Peer     string          `json:"peer_ip"`
-	RD       string          `json:"rd"`
-	RDOrigin string          `json:"rd_origin"`
-	AFI      uint16          `json:"afi"`
-	SAFI     uint8           `json:"safi"`
-	Prefix   string          `json:"ip_prefix"`
-	PathID   *int64          `json:"as_path_id"`
-	NextHop  string          `json:"bgp_nexthop"`
-	ASPath   string          `json:"as_path"`
-	Origin   string          `json:"origin"`
-	Comms    string          `json:"comms"`
-	EComms   json.RawMessage `json:"ecomms"`
-	LComms   string          `json:"lcomms"`
-	MED      *uint32         `json:"med"`
-	LocPref  *uint32         `json:"local_pref"`
-	AIGP     json.RawMessage `json:"aigp"`
-	SID      json.RawMessage `json:"psid_li"`
-	OTC      json.RawMessage `json:"otc"`
-	Label    json.RawMessage `json:"mpls_label"`
-	Label177 json.RawMessage `json:"label"`
-}
-
-// jsonRecord is a record.
-type jsonRecord struct {
-	jsonRoute
-	LogType  string `json:"log_type"`
-	MsgType  string `json:"bmp_msg_type"`
-	Event    string `json:"event_type"`
-	PeerType int    `json:"peer_type"`
-	PD       string `json:"pd"`
-	IsPost   int    `json:"is_post"`
-	IsIn     int    `json:"is_in"`
-	IsOut    int    `json:"is_out"`
-	IsLoc    int    `json:"is_loc"`
-}
-
-func (r *jsonRecord) rib() replay.RIB {
-	switch {
-	case r.IsLoc == 1:
-		return replay.Loc
-	case r.IsOut == 1 && r.IsPost == 1:
-		return replay.OutPost
-	case r.IsOut == 1:
-		return replay.OutPre
-	case r.IsPost == 1:
-		return replay.InPost
-	}
-	return replay.InPre
-}
-
-// peer is the peer of a record, of which a VPN route does not tell the
-// distinguisher.
-func (r *jsonRecord) peer() peerKey {
-	p := peerKey{r.Peer, r.PD, r.IsLoc == 1 || r.PeerType == 3}
-	if r.RDOrigin == "bmp" {
-		p.distinguisher = r.RD
-	}
-	return p
-}
-
-func (r *jsonRoute) id(rib replay.RIB) routeID {
+// idOf returns which route of its peer r is.
+func idOf(r *replay.Route, rib replay.RIB) routeID {
 	id := routeID{rib: rib, rd: r.RD, prefix: r.Prefix, path: -1, afi: r.AFI, safi: r.SAFI}
 	if r.PathID != nil {
 		id.path = *r.PathID
@@ -133,7 +74,7 @@ func (r *jsonRoute) id(rib replay.RIB) routeID {
 	return id
 }
 
-func (r *jsonRoute) value() value {
+func valueOf(r *replay.Route) value {
 	number := func(n *uint32) string {
 		if n == nil {
 			return ""
@@ -141,13 +82,13 @@ func (r *jsonRoute) value() value {
 		return fmt.Sprint(*n)
 	}
 	text := func(b json.RawMessage) string { return string(plain(b)) }
-	label := r.Label
+	label := r.MPLSLabel
 	if label == nil {
-		label = r.Label177
+		label = r.Label
 	}
 	return unique.Make(attributes{
 		r.NextHop, r.ASPath, r.Origin, r.Comms, text(r.EComms), r.LComms,
-		number(r.MED), number(r.LocPref), text(r.AIGP), text(r.SID), text(r.OTC), text(label),
+		number(r.MED), number(r.LocalPref), text(r.AIGP), text(r.SID), text(r.OTC), text(label),
 	})
 }
 
@@ -243,28 +184,28 @@ func sameValue(a, b value) bool {
 
 // record takes the value of one record. What says nothing about routes changes
 // nothing.
-func (t *routes) record(b []byte) error {
-	var r jsonRecord
+func (t *routes) record(b []byte, from source) error {
+	var r replay.Record
 	if err := json.Unmarshal(b, &r); err != nil {
 		return fmt.Errorf("record %.80q: %w", b, err)
 	}
 	if r.Event != "log" {
 		return nil
 	}
-	p := r.peer()
+	p := r.Of()
 	switch {
 	case r.MsgType == "peer_down":
 		t.end(p, replay.InPre)
 	case r.MsgType == "peer_up":
-		t.end(p, r.rib())
+		t.end(p, r.RIB())
 	case r.LogType == "update":
-		t.peer(p).routes[r.id(r.rib())] = entry{value: r.value()}
+		t.peer(p).routes[idOf(&r.Route, r.RIB())] = entry{value: valueOf(&r.Route), from: from}
 	case r.LogType == "withdraw" || r.LogType == "delete":
 		switch {
 		case t.partial:
-			t.peer(p).routes[r.id(r.rib())] = entry{}
+			t.peer(p).routes[idOf(&r.Route, r.RIB())] = entry{from: from}
 		case t.peers[p] != nil:
-			delete(t.peers[p].routes, r.id(r.rib()))
+			delete(t.peers[p].routes, idOf(&r.Route, r.RIB()))
 		}
 	}
 	return nil
@@ -272,19 +213,19 @@ func (t *routes) record(b []byte) error {
 
 // dumped takes a record of a dump.
 func (t *routes) dumped(b []byte) error {
-	var r jsonRecord
+	var r replay.Record
 	if err := json.Unmarshal(b, &r); err != nil {
 		return fmt.Errorf("record %.80q: %w", b, err)
 	}
 	if r.Prefix != "" {
-		t.peer(r.peer()).routes[r.id(r.rib())] = entry{value: r.value()}
+		t.peer(r.Of()).routes[idOf(&r.Route, r.RIB())] = entry{value: valueOf(&r.Route)}
 	}
 	return nil
 }
 
-func (t *routes) peer(p peerKey) *peerRoutes {
+func (t *routes) peer(p replay.Peer) *peerRoutes {
 	if t.peers == nil {
-		t.peers = make(map[peerKey]*peerRoutes)
+		t.peers = make(map[replay.Peer]*peerRoutes)
 	}
 	of := t.peers[p]
 	if of == nil {
@@ -295,8 +236,8 @@ func (t *routes) peer(p peerKey) *peerRoutes {
 }
 
 // end takes away the routes of a RIB of p, of all with the pre-policy Adj-RIB-In.
-func (t *routes) end(p peerKey, rib replay.RIB) {
-	if p.loc {
+func (t *routes) end(p replay.Peer, rib replay.RIB) {
+	if p.Loc {
 		rib = replay.InPre
 	}
 	if of := t.peers[p]; of != nil || t.partial {
@@ -314,10 +255,10 @@ func (t *routes) end(p peerKey, rib replay.RIB) {
 			of.began = append(of.began, rib)
 		}
 	}
-	if p.distinguisher == "" {
+	if p.Distinguisher == "" {
 		return
 	}
-	if of := t.peers[peerKey{addr: p.addr}]; of != nil {
+	if of := t.peers[replay.Peer{Addr: p.Addr}]; of != nil {
 		for id, e := range of.routes {
 			if id.safi == 128 && (rib == replay.InPre || rib == id.rib) {
 				e.doubt = true
@@ -330,7 +271,7 @@ func (t *routes) end(p peerKey, rib replay.RIB) {
 // find returns where the route of a peer is kept, or would be. Where a VPN route
 // tells its peer's distinguisher in one text and not in the other, it is found
 // nevertheless.
-func (t *routes) find(p peerKey, id routeID) (*peerRoutes, entry, bool) {
+func (t *routes) find(p replay.Peer, id routeID) (*peerRoutes, entry, bool) {
 	of := t.peers[p]
 	if of != nil {
 		if e, ok := of.routes[id]; ok {
@@ -339,7 +280,7 @@ func (t *routes) find(p peerKey, id routeID) (*peerRoutes, entry, bool) {
 	}
 	if id.safi == 128 {
 		for q, of := range t.peers {
-			if q.addr != p.addr {
+			if q.Addr != p.Addr {
 				continue
 			}
 			if e, ok := of.routes[id]; ok {
@@ -387,7 +328,7 @@ func (t *routes) keyed(router string) map[replay.Key]string {
 				text = a.text()
 				texts[e.value] = text
 			}
-			all[replay.Key{Router: router, RD: id.rd, Peer: p.addr, RIB: id.rib, AFI: id.afi, SAFI: id.safi, Prefix: id.prefix, PathID: id.path}] = text
+			all[replay.Key{Router: router, RD: id.rd, Peer: p.Addr, RIB: id.rib, AFI: id.afi, SAFI: id.safi, Prefix: id.prefix, PathID: id.path}] = text
 		}
 	}
 	return all

@@ -20,6 +20,8 @@ type Result struct {
 	Dumps *DumpReport `json:"dumps,omitempty"`
 	// Collector is the comparison with a running collector.
 	Collector *TableComparison `json:"collector,omitempty"`
+	// Against is the comparison with another topic.
+	Against *TopicComparison `json:"against,omitempty"`
 }
 
 // A Span is what was read of a partition: the offsets from From up to, and not
@@ -41,6 +43,9 @@ func (r *Result) differences() (n int64) {
 	}
 	if r.Collector != nil {
 		n += r.Collector.Differences()
+	}
+	if r.Against != nil {
+		n += r.Against.Differences()
 	}
 	return n
 }
@@ -82,6 +87,9 @@ func (r *Result) Write(w io.Writer, all bool) error {
 	if r.Collector != nil {
 		t.tables(r.Collector)
 	}
+	if r.Against != nil {
+		t.topics(r.Against)
+	}
 	t.line("")
 	t.line("%s", r.verdict())
 	_, err := w.Write(t.b.Bytes())
@@ -95,7 +103,7 @@ func (r *Result) verdict() string {
 		faults = number(n, "fault")
 	}
 	switch {
-	case r.Comparison == nil && r.Collector == nil:
+	case r.Comparison == nil && r.Collector == nil && r.Against == nil:
 		return faults
 	case r.differences() == 0:
 		return "tables are equal, " + faults
@@ -115,7 +123,11 @@ func (t *text) line(format string, args ...any) { fmt.Fprintf(&t.b, format+"\n",
 func (t *text) faults(list []Fault, total int64) {
 	n := min(len(list), t.most)
 	for _, f := range list[:n] {
-		t.line("!   partition %d offset %d, %s: %s", f.Partition, f.Offset, moment(f.Time), printable(f.What))
+		by := ""
+		if f.Sender != nil && f.Sender.Writer != "" {
+			by = " (" + printable(f.Sender.Writer) + ")"
+		}
+		t.line("!   partition %d offset %d, %s: %s%s", f.Partition, f.Offset, moment(f.Time), printable(f.What), by)
 	}
 	t.more(total - int64(n))
 }
@@ -147,7 +159,9 @@ func (t *text) router(n *RouterReport) {
 			what string
 		}{
 			{r.Replayed, "flagged as replayed"}, {r.Shared, "flagged as sent by two"},
-			{r.Router, "by the same sender (the router said it again)"}, {r.Other, "by another sender, without a flag"},
+			{r.Router, "by the same sender (the router said it again)"},
+			{r.Told, "by another sender, after a Peer Up in its session (the router told it its table)"},
+			{r.Other, "by another sender, without a flag (a table that the router told it, too, may be among them)"},
 		} {
 			if p.n > 0 {
 				parts = append(parts, grouped(p.n)+" "+p.what)
@@ -155,6 +169,7 @@ func (t *text) router(n *RouterReport) {
 		}
 		t.line("  repeats  %s: %s", grouped(r.Sum()), strings.Join(parts, ", "))
 	}
+	t.takeovers(n)
 	for i, s := range n.Senders[:min(len(n.Senders), t.most)] {
 		label := "senders"
 		if i > 0 {
@@ -172,17 +187,62 @@ func (t *text) router(n *RouterReport) {
 	}
 }
 
+// takeovers tells what came behind takeovers. Those behind which all was well are not
+// listed, unless all are wanted.
+func (t *text) takeovers(n *RouterReport) {
+	if n.AtTakeovers.Takeovers == 0 {
+		return
+	}
+	t.line("  takeovers %s: %s", grouped(n.AtTakeovers.Takeovers), n.AtTakeovers.String())
+	listed, more := 0, n.AtTakeovers.Takeovers-int64(len(n.Takeovers))
+	for i := range n.Takeovers {
+		o := &n.Takeovers[i]
+		switch {
+		case t.most > few:
+		case o.Behind == Behind{}:
+			continue
+		case listed == t.most:
+			more++
+			continue
+		}
+		listed++
+		t.line("    %s partition %d offset %d, after %.3f s: %s from %s: %s",
+			moment(o.Time), o.Partition, o.Offset, o.Gap, o.By.String(), o.From.String(), o.Behind.String())
+	}
+	t.more(more)
+}
+
+// String returns n in one line.
+func (n *Behind) String() string {
+	flagged := func(n, of int64) string {
+		switch {
+		case n == 0:
+			return ""
+		case n == of:
+			return " (flagged)"
+		}
+		return " (" + grouped(n) + " flagged)"
+	}
+	parts := []string{"nothing repeated"}
+	if n.Repeated > 0 {
+		parts[0] = grouped(n.Repeated) + " repeated" + flagged(n.RepeatedFlagged, n.Repeated)
+	}
+	if n.Back > 0 {
+		parts = append(parts, grouped(n.Back)+" of them older than what was said"+flagged(n.BackFlagged, n.Back))
+	}
+	if n.Unmatched > 0 {
+		parts = append(parts, grouped(n.Unmatched)+" flagged that nobody had said")
+	}
+	if n.Late > 0 {
+		parts = append(parts, grouped(n.Late)+" late from a sender before"+flagged(n.LateFlagged, n.Late))
+	}
+	return strings.Join(parts, ", ")
+}
+
 // String returns s in one line.
 func (s *Stint) String() string {
 	var b strings.Builder
-	switch {
-	case s.Instance != "":
-		fmt.Fprintf(&b, "%s token %d", s.Instance, s.Token)
-	case s.Writer != "":
-		b.WriteString(printable(s.Writer))
-	default:
-		b.WriteString("unnamed")
-	}
+	b.WriteString((&Sender{s.Instance, s.Token, s.Writer}).String())
 	fmt.Fprintf(&b, ", partition %d: %s to %s, %s", s.Partition, moment(s.First), moment(s.Last), number(s.Records, "record"))
 	if s.Replayed > 0 {
 		fmt.Fprintf(&b, ", %s replayed", grouped(s.Replayed))
@@ -228,6 +288,9 @@ func (t *text) comparison(c *Comparison) {
 			}
 			if d.Kafka != "" {
 				t.line("      kafka:  %s", printable(d.Kafka))
+			}
+			if d.Sender != nil {
+				t.line("      last said: %s, by %s", moment(*d.At), d.Sender.String())
 			}
 		}
 		t.more(int64(len(sort.list) - n))
@@ -280,6 +343,29 @@ func (t *text) tables(c *TableComparison) {
 	}
 }
 
+// topics is a comparison with another topic.
+func (t *text) topics(c *TopicComparison) {
+	t.line("")
+	t.line("topic %s, %s: its tables against these", printable(c.Topic), number(c.Report.Records, "record"))
+	t.line("  %s equal, %s missing, %s extra, %s different",
+		grouped(c.Equal), grouped(c.Missing.Count), grouped(c.Extra.Count), grouped(c.Different.Count))
+	if c.NotMentioned > 0 {
+		t.line("  not mentioned in one of them since the start, and so no difference: %s", number(c.NotMentioned, "route"))
+	}
+	if c.Unclear > 0 {
+		t.line("  not compared: %s of peers an instance of which went down: records do not tell whose they were", number(c.Unclear, "VPN route"))
+	}
+	for _, sort := range []struct {
+		name string
+		list Unequal
+	}{{"only in " + printable(c.Topic), c.Missing}, {"not in " + printable(c.Topic), c.Extra}, {"different", c.Different}} {
+		if sort.list.Count > 0 {
+			t.line("! %s:", sort.name)
+			t.list(sort.list, true)
+		}
+	}
+}
+
 // list writes routes, with what is said about them if wanted.
 func (t *text) list(u Unequal, values bool) {
 	n := min(len(u.First), t.most)
@@ -293,8 +379,14 @@ func (t *text) list(u Unequal, values bool) {
 		if values && d.Collector != "" {
 			t.line("      collector: %s", printable(d.Collector))
 		}
+		if values && d.Other != "" {
+			t.line("      there:     %s", printable(d.Other))
+		}
 		if values && d.Kafka != "" {
 			t.line("      kafka:     %s", printable(d.Kafka))
+		}
+		if values && d.Sender != nil {
+			t.line("      last said: %s, by %s", moment(*d.At), d.Sender.String())
 		}
 	}
 	t.more(u.Count - int64(n))

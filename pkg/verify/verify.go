@@ -74,9 +74,11 @@ type Ledger struct {
 	o       Options
 	routers map[string]*router
 	report  Report
-	senders map[string]uint32 // numbers of senders that have no header
-	key     []byte            // scratch
-	value   []byte            // scratch
+	senders map[senderID]uint32 // their numbers, from 1
+	names   []Sender            // by number; the first is nobody
+	latest  uint32              // number of the one who has sent last
+	key     []byte              // scratch
+	value   []byte              // scratch
 }
 
 // New returns an empty Ledger.
@@ -84,24 +86,23 @@ func New(o Options) *Ledger {
 	if o.Within == 0 {
 		o.Within = DefaultWithin
 	}
-	return &Ledger{o: o, routers: make(map[string]*router), senders: make(map[string]uint32)}
+	return &Ledger{o: o, routers: make(map[string]*router), senders: make(map[senderID]uint32), names: make([]Sender, 1)}
 }
 
 // router is what is known of one router.
 type router struct {
 	report RouterReport
 	table  routes
-	peers  map[peer]bool     // whether it is up
-	lives  map[string]uint32 // by a peer's address: times that it came up or went down
+	peers  map[replay.Peer]bool // whether it is up
+	lives  map[string]uint32    // by a peer's address: times that it came up or went down
 	last   map[routeKey]word
+	opened map[opener]opening
 	places map[place]position
-	tokens map[int32]uint64 // by partition, the largest takeover token
-	stint  map[int32]int    // by partition, index in report.Senders of the last one; -1 when it is not listed
-}
-
-type peer struct {
-	addr, distinguisher string
-	loc                 bool
+	tokens map[int32]uint64  // by partition, the largest takeover token
+	stint  map[int32]int     // by partition, index in report.Senders of the last one; -1 when it is not listed
+	newest map[int32]*sentAt // by partition
+	seams  map[int32]*seam   // by partition, behind the last takeover
+	tail   tail
 }
 
 type routeKey struct {
@@ -116,6 +117,20 @@ type word struct {
 	life   uint32
 	sender uint32 // without header
 	from   origin // with header
+	seq    int64  // number among the router's records
+}
+
+// An opener is a life of a collector to which a router tells a peer.
+type opener struct {
+	instance uint64
+	peer     string // its address
+}
+
+// An opening is the last Peer Up of an opener, in what session it was and as which of
+// the router's records it came.
+type opening struct {
+	session uint32
+	seq     int64
 }
 
 type origin struct {
@@ -158,28 +173,64 @@ func (l *Ledger) Record(r Record) {
 		rt.table.partial = l.o.Partial
 		l.routers[rt.report.Router] = rt
 	}
-	if err := rt.table.record(r.Value); err != nil {
+	var header *record.Header
+	var badHeader error
+	if r.Header != nil {
+		h, err := record.ParseHeader(r.Header)
+		if header, badHeader = &h, err; err != nil {
+			header = nil
+		}
+	}
+	if err := rt.table.record(r.Value, source{r.Time.UnixMilli(), l.sender(header, f.writer)}); err != nil {
 		l.bad(r, err.Error())
 		return
 	}
-	var header *record.Header
-	if r.Header != nil {
-		h, err := record.ParseHeader(r.Header)
-		if err != nil {
-			l.bad(r, err.Error())
-			return
-		}
-		header = &h
+	if badHeader != nil {
+		l.bad(r, badHeader.Error())
+		return
 	}
 	rt.count(&f, &r)
 	rt.sender(&f, &r, header)
+	again := false
 	if header != nil {
-		rt.order(&r, header)
+		again = rt.takeover(l, &f, &r, header)
+		rt.order(&f, &r, header)
 	}
-	rt.life(&f, header)
+	rt.life(&f, header, again)
 	if len(f.prefix) > 0 && string(f.event) == "log" {
 		l.repeat(rt, &f, &r, header)
 	}
+}
+
+// A senderID tells senders apart: by their headers, else by their writer_id.
+type senderID struct {
+	instance, token uint64
+	writer          string
+}
+
+// mostSenders is more than there can be in a sound topic.
+const mostSenders = 1 << 20
+
+// sender returns the number of who sent a record, 0 where there are too many.
+func (l *Ledger) sender(h *record.Header, writer []byte) uint32 {
+	var n uint32
+	if h != nil {
+		n = l.senders[senderID{instance: h.Instance, token: h.Token}]
+	} else {
+		n = l.senders[senderID{writer: string(writer)}]
+	}
+	if n == 0 && len(l.names) < mostSenders {
+		n = uint32(len(l.names))
+		if h != nil {
+			l.senders[senderID{instance: h.Instance, token: h.Token}] = n
+			l.names = append(l.names, senderIn(h, writer))
+		} else {
+			l.senders[senderID{writer: string(writer)}] = n
+			l.names = append(l.names, Sender{Writer: string(writer)})
+		}
+	}
+	l.latest = n
+	return n
 }
 
 func sameAddr(text string, want netip.Addr) bool {
@@ -190,15 +241,16 @@ func sameAddr(text string, want netip.Addr) bool {
 func newRouter(name string) *router {
 	return &router{
 		report: RouterReport{Router: name, Types: make(map[string]int64)},
-		peers:  make(map[peer]bool), lives: make(map[string]uint32), last: make(map[routeKey]word),
-		places: make(map[place]position), tokens: make(map[int32]uint64), stint: make(map[int32]int),
+		peers:  make(map[replay.Peer]bool), lives: make(map[string]uint32), last: make(map[routeKey]word),
+		opened: make(map[opener]opening), places: make(map[place]position), tokens: make(map[int32]uint64), stint: make(map[int32]int),
+		newest: make(map[int32]*sentAt), seams: make(map[int32]*seam),
 	}
 }
 
 func (l *Ledger) bad(r Record, why string) {
 	l.report.Unreadable++
 	if len(l.report.UnreadableFirst) < mostBad {
-		l.report.UnreadableFirst = append(l.report.UnreadableFirst, Fault{r.Partition, r.Offset, r.Time, why})
+		l.report.UnreadableFirst = append(l.report.UnreadableFirst, Fault{Partition: r.Partition, Offset: r.Offset, Time: r.Time, What: why})
 	}
 }
 
@@ -217,11 +269,9 @@ func (rt *router) count(f *fields, r *Record) {
 
 // sender notes who sent.
 func (rt *router) sender(f *fields, r *Record, h *record.Header) {
-	s := Stint{Partition: r.Partition, First: r.Time}
+	s := Stint{Partition: r.Partition, First: r.Time, Writer: string(f.writer)}
 	if h != nil {
 		s.Instance, s.Token = fmt.Sprintf("%016x", h.Instance), h.Token
-	} else {
-		s.Writer = string(f.writer)
 	}
 	at, ok := rt.stint[r.Partition]
 	if ok && at >= 0 {
@@ -240,16 +290,18 @@ func (rt *router) sender(f *fields, r *Record, h *record.Header) {
 	rt.report.Senders = append(rt.report.Senders, s)
 }
 
-func (rt *router) fault(r *Record, format string, args ...any) {
+func (rt *router) fault(f *fields, r *Record, h *record.Header, format string, args ...any) {
 	rt.report.Faults++
 	if len(rt.report.FaultsFirst) < mostFaults {
-		rt.report.FaultsFirst = append(rt.report.FaultsFirst, Fault{r.Partition, r.Offset, r.Time, fmt.Sprintf(format, args...)})
+		rt.report.FaultsFirst = append(rt.report.FaultsFirst, Fault{
+			Partition: r.Partition, Offset: r.Offset, Time: r.Time, Sender: new(senderIn(h, f.writer)), What: fmt.Sprintf(format, args...),
+		})
 	}
 }
 
 // order finds what a sender may never do: go back without saying so, or send
 // after another has taken over.
-func (rt *router) order(r *Record, h *record.Header) {
+func (rt *router) order(f *fields, r *Record, h *record.Header) {
 	p := place{r.Partition, h.Session, h.Instance, h.Token}
 	now := position{h.Message, h.Index}
 	before, seen := rt.places[p]
@@ -257,17 +309,17 @@ func (rt *router) order(r *Record, h *record.Header) {
 		switch {
 		case now == before && h.Index == math.MaxUint16: // it does not count further
 		case now == before:
-			rt.fault(r, "message %d.%d of session %d of %016x came twice and is not flagged as replayed",
+			rt.fault(f, r, h, "message %d.%d of session %d of %016x came twice and is not flagged as replayed",
 				now.message, now.index, h.Session, h.Instance)
 		case now.message < before.message || now.message == before.message && now.index < before.index:
-			rt.fault(r, "message %d.%d of session %d of %016x came after %d.%d and is not flagged as replayed",
+			rt.fault(f, r, h, "message %d.%d of session %d of %016x came after %d.%d and is not flagged as replayed",
 				now.message, now.index, h.Session, h.Instance, before.message, before.index)
 		}
 	}
 	rt.places[p] = now
 	if largest := rt.tokens[r.Partition]; h.Token < largest {
 		if h.Flags&record.FlagShared == 0 {
-			rt.fault(r, "%016x sent with takeover token %d after one with %d had taken over", h.Instance, h.Token, largest)
+			rt.fault(f, r, h, "%016x sent with takeover token %d after one with %d had taken over", h.Instance, h.Token, largest)
 		}
 	} else {
 		rt.tokens[r.Partition] = h.Token
@@ -275,16 +327,19 @@ func (rt *router) order(r *Record, h *record.Header) {
 }
 
 // life follows peers as they come and go. What is announced after a peer came up
-// is needed, even if it was said before. A replayed Peer Up is no new life.
-func (rt *router) life(f *fields, h *record.Header) {
+// is needed, even if it was said before. A Peer Up that was told again is no new life.
+func (rt *router) life(f *fields, h *record.Header, again bool) {
 	up, down := string(f.msg) == "peer_up", string(f.msg) == "peer_down"
-	if (up || down) && (h == nil || h.Flags&(record.FlagReplayed|record.FlagShared) == 0) {
+	if (up || down) && !again && (h == nil || h.Flags&(record.FlagReplayed|record.FlagShared) == 0) {
 		rt.lives[string(f.peer)]++
+	}
+	if up && h != nil {
+		rt.opened[opener{h.Instance, string(f.peer)}] = opening{h.Session, rt.report.Records}
 	}
 	if len(f.peer) == 0 || string(f.rdOrigin) == "bgp" {
 		return // a VPN route does not tell its peer's distinguisher
 	}
-	id := peer{string(f.peer), string(f.rd) + string(f.pd), f.loc()}
+	id := replay.Peer{Addr: string(f.peer), Distinguisher: string(f.rd) + string(f.pd), Loc: f.loc()}
 	switch was, known := rt.peers[id]; {
 	case up || !known && !down:
 		rt.peers[id] = true
@@ -295,19 +350,14 @@ func (rt *router) life(f *fields, h *record.Header) {
 
 // repeat finds routes that are told again.
 func (l *Ledger) repeat(rt *router, f *fields, r *Record, h *record.Header) {
-	w := word{at: r.Time.UnixMilli(), life: rt.lives[string(f.peer)]}
+	w := word{at: r.Time.UnixMilli(), life: rt.lives[string(f.peer)], seq: rt.report.Records}
 	var k routeKey
 	if h != nil {
 		w.from = origin{h.Instance, h.Message, h.Session}
 	} else {
-		n, ok := l.senders[string(f.writer)]
-		if !ok {
-			n = uint32(len(l.senders) + 1)
-			l.senders[string(f.writer)] = n
-		}
-		w.sender = n
+		w.sender = l.latest
 	}
-	if h != nil && h.Flags&record.FlagRoute != 0 {
+	if h != nil && h.Keyed() {
 		k, w.value = routeKey{h.KeyHash, true}, h.ValueHash
 	} else {
 		l.key, l.value = f.appendKey(l.key[:0]), f.appendValue(l.value[:0], r.Value)
@@ -329,9 +379,19 @@ func (l *Ledger) repeat(rt *router, f *fields, r *Record, h *record.Header) {
 		n.Shared++
 	case w.sender == before.sender && w.from.instance == before.from.instance && !(h != nil && w.from == before.from):
 		n.Router++
+	case h != nil && rt.anew(h, f, &before):
+		n.Told++
 	default:
 		n.Other++
 	}
+}
+
+// anew tells whether the session of a record has told a Peer Up of the record's peer
+// since the word before about the route: then the route is part of a table that the
+// router tells this collector, not of what it had said before.
+func (rt *router) anew(h *record.Header, f *fields, before *word) bool {
+	o, ok := rt.opened[opener{h.Instance, string(f.peer)}]
+	return ok && o.session == h.Session && o.seq > before.seq
 }
 
 // Report returns what was found so far. Ask for it once, at the end: it counts
@@ -405,6 +465,11 @@ type RouterReport struct {
 	Routes     int              `json:"routes"`   // in the table that they make
 	Repeats    Repeats          `json:"repeats"`
 
+	// AtTakeovers is what came behind takeovers, Takeovers each of them, in their order
+	// in each partition.
+	AtTakeovers AtTakeovers `json:"at_takeovers"`
+	Takeovers   []Takeover  `json:"takeovers,omitempty"`
+
 	Faults      int64   `json:"faults"`
 	FaultsFirst []Fault `json:"faults_first,omitempty"`
 
@@ -418,17 +483,22 @@ type Repeats struct {
 	Replayed int64 `json:"replayed"` // flagged: held while another was the sender, or sent again
 	Shared   int64 `json:"shared"`   // flagged: more than one sender was possible
 	Router   int64 `json:"router"`   // by the same sender: the router itself said it again
-	Other    int64 `json:"other"`    // by another sender, without a flag
+	// Told is by another sender, without a flag, after a Peer Up of the peer in the same
+	// session: the router told its table to this collector, too.
+	Told int64 `json:"told"`
+	// Other is by another sender, without a flag, and not so. Tables that the router told
+	// are among them where the sender left the Peer Up out, because it was in Kafka.
+	Other int64 `json:"other"`
 }
 
 // Sum returns all of them.
-func (r Repeats) Sum() int64 { return r.Replayed + r.Shared + r.Router + r.Other }
+func (r Repeats) Sum() int64 { return r.Replayed + r.Shared + r.Router + r.Told + r.Other }
 
 // A Stint is a run of records of one sender in one partition.
 type Stint struct {
 	Instance  string    `json:"instance,omitempty"` // 16 hexadecimal digits, from the header
 	Token     uint64    `json:"token,omitempty"`
-	Writer    string    `json:"writer,omitempty"` // writer_id, where there is no header
+	Writer    string    `json:"writer,omitempty"` // writer_id of the first
 	Partition int32     `json:"partition"`
 	First     time.Time `json:"first"`
 	Last      time.Time `json:"last"`
@@ -438,7 +508,7 @@ type Stint struct {
 }
 
 func (s *Stint) same(o *Stint) bool {
-	return s.Instance == o.Instance && s.Token == o.Token && s.Writer == o.Writer
+	return s.Instance == o.Instance && s.Token == o.Token && (s.Instance != "" || s.Writer == o.Writer)
 }
 
 func (s *Stint) add(at time.Time, h *record.Header) {
@@ -457,6 +527,7 @@ type Fault struct {
 	Partition int32     `json:"partition"`
 	Offset    int64     `json:"offset"`
 	Time      time.Time `json:"time"`
+	Sender    *Sender   `json:"sender,omitempty"` // nil where there is no header
 	What      string    `json:"what"`
 }
 

@@ -168,6 +168,19 @@ func TestDifferences(t *testing.T) {
 	}
 }
 
+// Of what differs, Kafka's last word is told with its sender and time.
+func TestAttribute(t *testing.T) {
+	l := take(Options{}, []said{{1, 1, 1, 0, 0, update1, 0, 0}, {2, 2, 1, 0, 0, update2, 0, 0}})
+	routes, _ := l.Routes(testRouter)
+	c, err := Compare(testRouter, []Table{{RIB: replay.InPre}}, routes, Scope{})
+	must(t, err)
+	l.Attribute(c)
+	if len(c.Extra) != 2 || c.Extra[0].Sender == nil || c.Extra[0].Sender.Token != 1 || c.Extra[1].Sender == nil || c.Extra[1].Sender.Token != 2 || !c.Extra[1].At.Equal(start.Add(time.Second)) {
+		t.Errorf("%+v", c.Extra)
+	}
+	l.Attribute(&Comparison{Router: "192.0.2.99", Extra: c.Extra})
+}
+
 // With ADD-PATH, routes of one prefix are paired whatever their order and their
 // path identifiers.
 func TestAddPath(t *testing.T) {
@@ -354,6 +367,12 @@ func TestLedger(t *testing.T) {
 			Repeats{Replayed: 1}, 0, 2, 2},
 		{"the seam, not flagged", []said{{1, 1, 2, 0, 0, update1, 0, 0}, {2, 2, 9, 0, 0, update1, 0, 0}},
 			Repeats{Other: 1}, 0, 2, 1},
+		{"a table that the router tells another collector", []said{{1, 1, 1, 0, 0, peerUp, 0, 0}, {1, 1, 2, 0, 0, update1, 0, 0}, {2, 2, 1, 0, replayed, peerUp, 0, 0}, {2, 2, 2, 0, 0, update1, 0, 0}},
+			Repeats{Told: 1}, 0, 2, 1},
+		{"and once it has told it, what is repeated is not the router's", []said{{2, 1, 1, 0, 0, peerUp, 0, 0}, {2, 1, 2, 0, 0, update1, 0, 0}, {1, 2, 3, 0, 0, update1b, 0, 0}, {2, 3, 3, 0, 0, update1b, 0, 0}},
+			Repeats{Other: 1}, 0, 3, 1},
+		{"nor is it by a Peer Up of another peer", []said{{1, 1, 2, 0, 0, update1, 0, 0}, {2, 2, 1, 0, replayed, strings.ReplaceAll(peerUp, "192.0.2.11", "192.0.2.12"), 0, 0}, {2, 2, 2, 0, 0, update1, 0, 0}},
+			Repeats{Other: 1}, 0, 2, 1},
 		{"the old sender goes on", []said{{1, 1, 2, 0, 0, update1, 0, 0}, {2, 2, 9, 0, 0, update2, 0, 0}, {1, 1, 3, 0, 0, update1b, 0, 0}},
 			Repeats{}, 1, 3, 2},
 		{"two may send", []said{{1, 1, 2, 0, shared, update1, 0, 0}, {2, 2, 9, 0, shared, update1, 0, 0}, {1, 1, 3, 0, shared, update1b, 0, 0}},
@@ -376,7 +395,7 @@ func TestLedger(t *testing.T) {
 				t.Fatalf("%+v", rep)
 			}
 			got := rep.Routers[0]
-			if got.Repeats != test.repeats || got.Faults != test.faults || len(got.Senders) != test.senders || got.Routes != test.routes || got.PeersUp != min(1, got.Peers) {
+			if got.Repeats != test.repeats || got.Faults != test.faults || len(got.Senders) != test.senders || got.Routes != test.routes || got.PeersUp != got.Peers {
 				t.Errorf("%+v", got)
 			}
 			if rep.Faults() != test.faults {
