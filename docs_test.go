@@ -89,6 +89,15 @@ func TestMakeInstall(t *testing.T) {
 	}
 }
 
+// TestSudoMakeInstall: root, who may have no go, installs what make has built.
+func TestSudoMakeInstall(t *testing.T) {
+	install(t) // builds
+	out, err := exec.Command("make", "install", "SUDO_USER=somebody", "GO=false", "DESTDIR="+t.TempDir()).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // TestCompletion: bash asks the program.
 func TestCompletion(t *testing.T) {
 	bin, root := install(t)
@@ -115,7 +124,7 @@ COMP_CWORD=$((${#COMP_WORDS[@]}-1)); _bmpha; printf '%%s\n' "${COMPREPLY[@]}"`,
 
 // TestTargetsExist: every make command in the documents is a target.
 func TestTargetsExist(t *testing.T) {
-	for _, file := range []string{"README.md"} {
+	for _, file := range []string{"README.md", "docs/failover.md"} {
 		for _, line := range commands(t, file, "make ") {
 			for _, part := range strings.Split(line, "&&") {
 				args := strings.Fields(part)
@@ -306,7 +315,7 @@ func TestPmacctConfigurations(t *testing.T) {
 // TestLinks: files that the documents point to exist.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
-	for _, file := range []string{"README.md", "DESIGN.md", "CHANGELOG.md", "pmacct/README.md", "docs/beside.md", "docs/native.md", "docs/benchmarks.md"} {
+	for _, file := range []string{"README.md", "DESIGN.md", "CHANGELOG.md", "pmacct/README.md", "docs/beside.md", "docs/failover.md", "docs/native.md", "docs/benchmarks.md"} {
 		src, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -316,5 +325,72 @@ func TestLinks(t *testing.T) {
 				t.Errorf("%s: %v", file, err)
 			}
 		}
+	}
+}
+
+// TestExitCodeFour: docs/failover.md names every problem that makes the exit code 4,
+// and calls no other one that.
+func TestExitCodeFour(t *testing.T) {
+	text, err := os.ReadFile("docs/failover.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(text), "These make the exit code 4:")
+	list, _, end := strings.Cut(after, "All others are")
+	if !ok || !end {
+		t.Fatal("docs/failover.md has no list of problems")
+	}
+	var told []string
+	for _, m := range regexp.MustCompile("`([a-z]+_?[a-z_]*)`").FindAllStringSubmatch(list, -1) {
+		told = append(told, m[1])
+	}
+	src, err := os.ReadFile("pkg/control/problems.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var codes []string // of all whose severity is not always Notice
+	for _, m := range regexp.MustCompile(`d\.(?:add|router)\((Degraded|severity|missing), (name\+)?"(\w+)"`).FindAllStringSubmatch(string(src), -1) {
+		if m[2] == "" {
+			codes = append(codes, m[3])
+			continue
+		}
+		for _, name := range regexp.MustCompile(`d\.room\("(\w+)"`).FindAllStringSubmatch(string(src), -1) {
+			codes = append(codes, name[1]+m[3])
+		}
+	}
+	slices.Sort(told)
+	slices.Sort(codes)
+	if codes = slices.Compact(codes); !slices.Equal(told, codes) || len(codes) < 30 {
+		t.Errorf("docs/failover.md has\n%s\npkg/control has\n%s", told, codes)
+	}
+}
+
+// TestFailoverSettings: what docs/failover.md tells people to set is accepted, and has
+// an effect.
+func TestFailoverSettings(t *testing.T) {
+	bin, _ := install(t)
+	n := 0
+	for _, f := range fences(t, "docs/failover.md") {
+		if f.lang != "yaml" {
+			continue
+		}
+		n++
+		dir := t.TempDir()
+		secret, file := filepath.Join(dir, "secret"), filepath.Join(dir, "bmpha.yaml")
+		text := strings.ReplaceAll(f.text, "/etc/bmpha/link.secret", secret)
+		for path, content := range map[string]string{secret: strings.Repeat("0123456789abcdef", 4), file: text} {
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd := exec.Command(bin, "config", "check", "-c", file)
+		cmd.Env = append(os.Environ(), "BMPHA_PROCESS=collector-a", "BMPHA_KAFKA_BROKERS=kafka.example.net:9092")
+		out, err := cmd.CombinedOutput()
+		if err != nil || bytes.Contains(out, []byte("no effect")) {
+			t.Errorf("%v\n%s\n%s", err, text, out)
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d settings", n)
 	}
 }

@@ -78,14 +78,7 @@ func TestLongTableDumps(t *testing.T) {
 	}
 	written(a, 2)
 	inFile("a")
-	seen := sub.Count()
-	l.untilWithin(2*time.Minute, "a dump under way", func() error {
-		if n := sub.Count() - seen; n < routes/50 {
-			return fmt.Errorf("%d records", n)
-		}
-		return nil
-	})
-	l.must(a.Kill())
+	l.killInside(a, sub, routes/50)
 	b.role(control.RoleActive)
 	written(b, 2)
 	inFile("b")

@@ -110,6 +110,40 @@ func ended(records []rig.Record) error {
 	return fmt.Errorf("%d records, no dump_close", len(records))
 }
 
+// killInside kills a collector in the middle of a dump, of which n records and not the
+// end have come, and returns how many records there were before that dump. Whether it
+// is in the middle shows when nothing more comes of one that stands still.
+func (l *lab) killInside(m *member, sub *rig.Consumer, n int) (start int) {
+	l.t.Helper()
+	for {
+		start = sub.Count()
+		l.untilWithin(2*time.Minute, "a dump under way", func() error {
+			if come := sub.Count() - start; come < n {
+				return fmt.Errorf("%d records", come)
+			}
+			return nil
+		})
+		l.must(m.Pause())
+		count, since := sub.Count(), time.Now()
+		l.until("the last records", func() error {
+			if now := sub.Count(); now != count {
+				count, since = now, time.Now()
+			}
+			if still := time.Since(since); still < 500*time.Millisecond {
+				return fmt.Errorf("%d records, the last %s ago", count, still)
+			}
+			return nil
+		})
+		if ended(sub.Records()[start:]) != nil {
+			l.must(m.Kill())
+			return start
+		}
+		l.t.Log("the dump was through before the collector could be killed")
+		l.must(m.Resume())
+		m.role(control.RoleActive)
+	}
+}
+
 // TestLongDumps: pmbmpd dumps its table every minute. The active one's dump is in
 // Kafka, whole, once. The active collector is killed in the middle of one; the next
 // is whole again.
@@ -189,13 +223,7 @@ func dumpLife(t *testing.T, program string, kill bool) {
 	if !kill {
 		l.must(next(start).whole(table))
 	} else {
-		l.untilWithin(2*time.Minute, "a dump under way", func() error {
-			if n := sub.Count() - start; n < routes/20 {
-				return fmt.Errorf("%d records", n)
-			}
-			return nil
-		})
-		l.must(a.Kill())
+		start = l.killInside(a.member, sub, routes/20)
 		b.role(control.RoleActive)
 		// b's own dump of that slot, as far as it held it, and then the next one.
 		l.until("the end of the slot in which a was killed", func() error { return ended(sub.Records()[start:]) })

@@ -145,14 +145,17 @@ func TestFiles(t *testing.T) {
 	seam := func(what string, do func(), most time.Duration) {
 		t.Helper()
 		_, before := f.tally.numbered()
+		begin := time.Now()
 		do()
 		f.more(2 * rate)
 		_, after := f.tally.numbered()
-		took := time.Duration(float64(after-before) / rate * float64(time.Second))
-		t.Logf("%s: %s of traffic repeated", what, took)
-		if took > most {
-			t.Errorf("%s: %s of traffic repeated, want at most %s", what, took, most)
+		if most == 0 {
+			if after > before {
+				f.errorf("%s: %d records repeated", what, after-before)
+			}
+			return
 		}
+		f.repeated(what, rate, after-before, most, begin)
 	}
 	// Files are looked at once a second, by each for itself. Checkpoints are a
 	// second apart and wait for what is in flight.
@@ -186,9 +189,6 @@ func TestFiles(t *testing.T) {
 		return err
 	})
 	f.same(r)
-	t.Logf("%d records more than lines", repeats)
-	if limit := int((2*twoFiles + unsaved).Seconds() * rate); repeats > limit {
-		t.Errorf("%d records more than lines, want at most %d", repeats, limit)
-	}
+	f.repeated("more records than lines", rate, repeats, 2*twoFiles+unsaved, f.began)
 	f.must(a.Stop())
 }

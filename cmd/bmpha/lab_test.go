@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,11 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/bmpha/bmpha/pkg/control"
 	"github.com/bmpha/bmpha/pkg/replay"
@@ -29,7 +33,11 @@ type lab struct {
 	name  string // of the cluster and of the topic
 	tally *tally
 	slow  bool // the default timers
+	links bool
 	env   []string
+	where string    // Redis, as in the configuration; "": its address
+	view  []kgo.Opt // what the consumer of the topic sees
+	began time.Time
 
 	members []*member
 }
@@ -40,12 +48,12 @@ var labs atomic.Int64
 // one.
 func newLab(t *testing.T, change ...func(*lab)) *lab {
 	t.Helper()
-	l := &lab{t: t, name: fmt.Sprintf("lab%d", labs.Add(1)), tally: newTally()}
+	l := &lab{t: t, name: fmt.Sprintf("lab%d", labs.Add(1)), tally: newTally(), began: time.Now()}
 	for _, f := range change {
 		f(l)
 	}
 	var err error
-	if l.redis == nil {
+	if l.redis == nil && l.where == "" {
 		l.redis, err = commonRedis()
 		l.must(err)
 	}
@@ -60,20 +68,65 @@ func newLab(t *testing.T, change ...func(*lab)) *lab {
 func (l *lab) consume(partitions int, config ...string) *lab {
 	l.t.Helper()
 	l.must(l.kafka.CreateTopic(l.within(30*time.Second), l.name, partitions, config...))
-	sub, err := rig.ConsumeEach(context.Background(), l.kafka.Brokers(), l.name, l.tally.record, l.kafka.Client()...)
+	sub, err := rig.ConsumeEach(context.Background(), l.kafka.Brokers(), l.name, l.tally.record, append(l.kafka.Client(), l.view...)...)
 	l.must(err)
 	l.t.Cleanup(func() {
 		sub.Close()
-		for _, f := range l.tally.faults {
+		for _, f := range l.tally.ends() {
 			l.t.Error(f)
 		}
 	})
 	return l
 }
 
-// fastExpiry is that of tests that are not about the default timers: short, but
-// long enough that a busy machine does not take a collector for dead.
-const fastExpiry = time.Second
+// fastExpiry and fastHeartbeat are those of tests that are not about the default
+// timers: with many heartbeats in an expiry that is long enough that nobody is taken
+// for dead because the machine stands still for a second or two.
+const (
+	fastExpiry    = 3 * time.Second
+	fastHeartbeat = 200 * time.Millisecond
+)
+
+// Those of withDefaultTimers.
+const (
+	slowExpiry    = 2 * time.Second
+	slowHeartbeat = time.Second
+)
+
+func (l *lab) timers() (heartbeat, expiry time.Duration) {
+	if l.slow {
+		return slowHeartbeat, slowExpiry
+	}
+	return fastHeartbeat, fastExpiry
+}
+
+// stalled says what stood still, if anything did for a time that is long for the
+// timers: who stands still for as long may rightly be replaced, and then other roles
+// than planned, and some repeats, are no fault. A collector that was starved alone says
+// so itself.
+func (l *lab) stalled() (string, bool) {
+	heartbeat, expiry := l.timers()
+	if d := machine.Longest(l.began, time.Now()); d > (expiry-heartbeat)/2 {
+		return fmt.Sprintf("the machine stood still for %s", d.Round(time.Millisecond)), true
+	}
+	for _, m := range l.members {
+		text, _ := os.ReadFile(m.log) // what cannot be read says nothing
+		if n := bytes.Count(text, []byte("the process stood still past its expiry")); n > m.pauses {
+			return m.name + " says that it stood still past its expiry", true
+		}
+	}
+	return "", false
+}
+
+// errorf is Errorf for what holds only as long as nobody has reason to take over.
+func (l *lab) errorf(format string, args ...any) {
+	l.t.Helper()
+	if why, long := l.stalled(); long {
+		l.t.Logf("%s, so this is not judged: %s", why, fmt.Sprintf(format, args...))
+		return
+	}
+	l.t.Errorf(format, args...)
+}
 
 // withDefaultTimers is for tests that are about them. The others are faster.
 func withDefaultTimers(l *lab) { l.slow = true }
@@ -100,6 +153,9 @@ func withRedis(o rig.RedisOptions) func(*lab) {
 	}
 }
 
+// withLinks has the collectors hear each other directly.
+func withLinks(l *lab) { l.links = true }
+
 // with sets keys of the configuration for all collectors, as the environment does.
 func with(env ...string) func(*lab) {
 	return func(l *lab) { l.env = append(l.env, env...) }
@@ -112,9 +168,25 @@ func (l *lab) must(err error) {
 	}
 }
 
+// judge is must for what waits in vain if somebody else has taken over.
+func (l *lab) judge(err error) {
+	l.t.Helper()
+	if err == nil {
+		return
+	}
+	if why, long := l.stalled(); long {
+		l.t.Skipf("%s, so this is not judged: %v", why, err)
+	}
+	l.t.Fatal(err)
+}
+
+// patience is how many times longer a wait may last than on a machine with time. No
+// bound that is promised is measured so.
+const patience = 3
+
 // within bounds a wait, with room for a slow machine.
 func (l *lab) within(d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(l.t.Context(), d)
+	ctx, cancel := context.WithTimeout(l.t.Context(), patience*d)
 	l.t.Cleanup(cancel)
 	return ctx
 }
@@ -127,10 +199,10 @@ func (l *lab) until(what string, cond func() error) {
 
 func (l *lab) untilWithin(d time.Duration, what string, cond func() error) {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(l.t.Context(), d)
+	ctx, cancel := context.WithTimeout(l.t.Context(), patience*d)
 	defer cancel()
 	if err := rig.WaitFor(ctx, cond); err != nil {
-		l.t.Fatalf("%s: %v", what, err)
+		l.judge(fmt.Errorf("%s: %w", what, err))
 	}
 }
 
@@ -144,6 +216,13 @@ type member struct {
 	file   string // configuration
 	log    string
 	client *control.Client
+	pauses int // by the test
+}
+
+// Pause makes the collector stand still.
+func (m *member) Pause() error {
+	m.pauses++
+	return m.Process.Pause()
 }
 
 // start runs a collector and returns when it answers on its socket. Env are keys
@@ -167,26 +246,33 @@ func (l *lab) tryStart(process, name string, env ...string) (*member, error) {
 		l: l, name: name, listen: "127.0.0.1:" + strconv.Itoa(port), socket: filepath.Join(dir, "s"),
 		file: filepath.Join(dir, "bmpha.yaml"), log: filepath.Join(dir, "log"),
 	}
-	heartbeat, expiry := 200*time.Millisecond, fastExpiry
-	if l.slow {
-		heartbeat, expiry = time.Second, 2*time.Second
+	heartbeat, expiry := l.timers()
+	where := l.where
+	if where == "" {
+		where = fmt.Sprintf("address: %q", l.redis.Addr())
+	}
+	if l.links {
+		port, err := rig.FreePort("")
+		l.must(err)
+		env = append([]string{"BMPHA_LINK_LISTEN=127.0.0.1:" + strconv.Itoa(port), "BMPHA_LINK_SECRET=a long word between us"}, env...)
 	}
 	text := fmt.Sprintf(`process: %s
 cluster: {name: %s}
 listen: {address: %q}
-redis: {address: %q, heartbeat: %s, expiry: %s}
+redis: {%s, heartbeat: %s, expiry: %s}
 hold: {memory: 256MiB}
 kafka:
   brokers: %q
   topic: %s
   dead_letter: %s
 control: {socket: %s}
-`, process, l.name, m.listen, l.redis.Addr(), heartbeat, expiry, l.kafka.Brokers(), l.name, filepath.Join(dir, "dead"), m.socket)
+`, process, l.name, m.listen, where, heartbeat, expiry, l.kafka.Brokers(), l.name, filepath.Join(dir, "dead"), m.socket)
 	l.must(os.WriteFile(m.file, []byte(text), 0o600))
 	m.client = control.NewClient(m.socket)
 	l.t.Cleanup(m.client.Close)
 	m.Process, err = rig.Start(l.t.Context(), rig.Command{
-		Name: name, Path: program(l.t), Args: []string{"run", "-c", m.file}, Log: m.log, Grace: 30 * time.Second,
+		Name: name, Path: program(l.t), Args: []string{"run", "-c", m.file}, Log: m.log,
+		Grace: patience * 30 * time.Second, ReadyWithin: patience * 30 * time.Second,
 		Env: append(append([]string{"GORACE=exitcode=66 halt_on_error=1 atexit_sleep_ms=0"}, l.env...), env...),
 		Ready: func() error {
 			_, err := m.client.Status(l.t.Context())
@@ -216,7 +302,7 @@ func (m *member) end() {
 			t.Errorf("%s: %s in its log", m.name, bad)
 		}
 	}
-	if t.Failed() {
+	if t.Failed() || t.Skipped() {
 		t.Logf("log of %s:\n%s", m.name, b[max(0, len(b)-60000):])
 	}
 }
@@ -291,6 +377,35 @@ func (l *lab) cluster(names ...string) []*member {
 	return ms
 }
 
+// byAge waits until the oldest of members is active, and returns them in the order in
+// which they are to take over. On a busy machine that is not always the one in which
+// they were started.
+func (l *lab) byAge(ms ...*member) []*member {
+	l.t.Helper()
+	order := slices.Clone(ms)
+	l.until("the oldest is active", func() error {
+		s, err := ms[0].client.Status(l.t.Context())
+		if err != nil {
+			return err
+		}
+		age := make(map[string]uint64)
+		for _, m := range s.Members {
+			age[m.Name] = m.Timestamp
+		}
+		for _, m := range ms {
+			if age[m.name] == 0 {
+				return fmt.Errorf("%s is not among %+v", m.name, s.Members)
+			}
+		}
+		slices.SortFunc(order, func(x, y *member) int { return cmp.Compare(age[x.name], age[y.name]) })
+		if s, err = order[0].client.Status(l.t.Context()); err == nil && s.Role != control.RoleActive {
+			err = fmt.Errorf("%s is %s (%s)", order[0].name, s.Role, s.Reason)
+		}
+		return err
+	})
+	return order
+}
+
 // An outcome is how a command ended.
 type outcome struct {
 	code        int
@@ -308,6 +423,18 @@ func (l *lab) command(args ...string) outcome {
 		l.t.Fatalf("bmpha %s: %v", strings.Join(args, " "), err)
 	}
 	return outcome{cmd.ProcessState.ExitCode(), out.String(), errOut.String()}
+}
+
+// says runs a command until it ends with a code and says something: what it tells of is
+// so in the end, but may be behind, and a busy machine has its passing notices.
+func (l *lab) says(code int, what string, args ...string) {
+	l.t.Helper()
+	l.until("bmpha "+strings.Join(args, " "), func() error {
+		if o := l.command(args...); o.code != code || !strings.Contains(o.out, what) {
+			return fmt.Errorf("exit code %d, want %d and %q:\n%s%s", o.code, code, what, o.out, o.errOut)
+		}
+		return nil
+	})
 }
 
 // router starts a router that speaks to members, at most rate messages a second.
@@ -352,13 +479,17 @@ func (l *lab) numbered(rate float64, members ...*member) *replay.Router {
 	return l.router(replay.Config{Stream: l.stream(replay.Synthetic{Numbered: true}), Rate: rate}, members...)
 }
 
-// more waits until so many more records are in Kafka.
+// more waits until so many records that are sent from now on are in Kafka. What was
+// sent before, and is still to be read here, does not count.
 func (l *lab) more(n int) {
 	l.t.Helper()
-	want := l.tally.Count() + n
+	now := time.Now()
+	got, next := 0, 0
 	l.until("records", func() error {
-		if got := l.tally.Count(); got < want {
-			return fmt.Errorf("%d records in Kafka, want %d", got, want)
+		some := 0
+		some, next = l.tally.since(now, next)
+		if got += some; got < n {
+			return fmt.Errorf("%d records in Kafka, want %d", got, n)
 		}
 		return nil
 	})
@@ -380,19 +511,29 @@ func (l *lab) complete(r *replay.Router) (repeats int) {
 // same waits until the table in Kafka is the router's.
 func (l *lab) same(routers ...*replay.Router) {
 	l.t.Helper()
+	l.settle(routers, func(table map[replay.Key]string) error {
+		if d := replay.Compare(table, l.tally.routes()); !d.Empty() {
+			return errors.New(d.String())
+		}
+		return nil
+	})
+}
+
+// settle lets routers be silent and waits until compare finds no difference between
+// what they have and Kafka. It looks when no other record has come for a moment: to
+// look costs more than to read.
+func (l *lab) settle(routers []*replay.Router, compare func(map[replay.Key]string) error) {
+	l.t.Helper()
+	const moment = 50 * time.Millisecond
 	fleet := replay.Fleet(routers)
 	fleet.Pause(true)
-	seen := -1
-	var last error
+	seen, looked, since := -1, -1, time.Now()
+	last := errors.New("records come all the time")
 	l.untilWithin(time.Minute, "table in Kafka", func() error {
-		if n := l.tally.Count(); n == seen {
-			return last
-		} else {
-			seen = n
-		}
-		last = nil
-		if d := replay.Compare(fleet.Table(), l.tally.routes()); !d.Empty() {
-			last = errors.New(d.String())
+		if n := l.tally.Count(); n != seen {
+			seen, since = n, time.Now()
+		} else if n != looked && time.Since(since) >= moment {
+			looked, last = n, compare(fleet.Table())
 		}
 		return last
 	})
@@ -403,26 +544,16 @@ func (l *lab) same(routers ...*replay.Router) {
 // consumer that goes by the tokens has the router's table all the same.
 func (l *lab) sameByToken(routers ...*replay.Router) {
 	l.t.Helper()
-	fleet := replay.Fleet(routers)
-	fleet.Pause(true)
-	seen := -1
-	var last error
-	l.untilWithin(time.Minute, "table in Kafka", func() error {
-		n := l.tally.Count()
-		if n == seen {
-			return last
-		}
-		seen, last = n, nil
-		late := replay.Compare(fleet.Table(), l.tally.routes())
+	l.settle(routers, func(table map[replay.Key]string) error {
+		late := replay.Compare(table, l.tally.routes())
 		if late.Empty() {
 			return nil
 		}
-		if d := replay.Compare(fleet.Table(), l.tally.fencedRoutes()); !d.Empty() {
-			last = fmt.Errorf("%v\nby the tokens: %v", late, d)
-		} else {
-			l.t.Logf("late words of collectors that stood still: %v", late)
+		if d := replay.Compare(table, l.tally.fencedRoutes()); !d.Empty() {
+			return fmt.Errorf("%v\nby the tokens: %v", late, d)
 		}
-		return last
+		l.t.Logf("late words of collectors that stood still: %v", late)
+		return nil
 	})
 }
 

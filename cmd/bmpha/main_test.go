@@ -19,7 +19,8 @@ import (
 // in the binary, too.
 
 var (
-	scratch string // removed at the end
+	scratch string      // removed at the end
+	machine *rig.Stalls // what it keeps everybody waiting
 	ends    struct {
 		sync.Mutex
 		list []func() error
@@ -34,7 +35,9 @@ func testMain(m *testing.M) (code int) {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	machine = rig.WatchStalls()
 	defer func() {
+		machine.Close()
 		for _, end := range ends.list {
 			err = errors.Join(err, end())
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 const maintenanceCodes = "Exit codes: 0 done and seen; 5 not running; 6 refused, nothing was changed; 7 begun,\n" +
-	"but not seen to happen in time; 1 any other error."
+	"but not seen to happen in time, or no answer; 1 any other error."
 
 func maintenanceCommand() *cli.Command {
 	return &cli.Command{

@@ -48,26 +48,30 @@ an error; what is wrong is on standard error
 of \fBstatus\fP: standby and healthy
 .TP
 4
-of \fBstatus\fP: something is wrong, named on the screen; of \fBroutes\fP and
-\fBpeers\fP: the collector does not answer
+of \fBstatus\fP: something is wrong, named on the screen; of \fBroutes\fP,
+\fBpeers\fP and \fBverify\fP: the collector does not answer
 .TP
 5
 no collector answers on the socket
 .TP
 6
-of \fBmaintenance\fP: refused, because nobody could take over
+of \fBmaintenance\fP: refused, nothing was changed
 .TP
 7
-of \fBmaintenance\fP: begun, but not seen to happen in time
+of \fBmaintenance\fP: begun, but not seen to happen in time, or no answer
 .TP
 8
 of \fBverify\fP: faults or differences were found
 .TP
 9
-of \fBroutes\fP and \fBpeers\fP: nothing was found
+of \fBroutes\fP and \fBpeers\fP: nothing was found; of \fBverify\fP: the collector
+has not heard the router
 .TP
 10
-of \fBroutes\fP and \fBpeers\fP: the collector keeps no table of routes
+of \fBroutes\fP, \fBpeers\fP and \fBverify\fP: the collector keeps no table of routes
+.TP
+130
+of \fBdemo\fP: interrupted
 
 .SH SIGNALS
 .TP

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,11 +104,12 @@ func startPmacct(t *testing.T, file string) {
 	if err := os.WriteFile(conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience*time.Minute)
 	defer cancel()
 	waiting := "waiting for BMP data on 127.0.0.1:" + ports["bmp_daemon_port"]
 	p, err := rig.Start(ctx, rig.Command{
 		Path: path, Args: []string{"-f", conf}, Log: log, StopSignal: syscall.SIGINT, Grace: 3 * time.Second,
+		ReadyWithin: patience * 30 * time.Second,
 		Ready: func() error {
 			if text, err := os.ReadFile(log); err != nil || !strings.Contains(string(text), waiting) {
 				return fmt.Errorf("no line %q: %v\n%s", waiting, err, text)
@@ -134,10 +134,9 @@ func startPmacct(t *testing.T, file string) {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	port, err := rig.FreePort("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	return strconv.Itoa(port)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -24,6 +26,7 @@ import (
 	"github.com/bmpha/bmpha/pkg/dump"
 	"github.com/bmpha/bmpha/pkg/election"
 	"github.com/bmpha/bmpha/pkg/intake"
+	"github.com/bmpha/bmpha/pkg/link"
 	"github.com/bmpha/bmpha/pkg/pmacct"
 	"github.com/bmpha/bmpha/pkg/relay"
 	"github.com/bmpha/bmpha/pkg/signal"
@@ -31,6 +34,7 @@ import (
 	"github.com/bmpha/bmpha/pkg/spool"
 	"github.com/bmpha/bmpha/pkg/systemd"
 	"github.com/bmpha/bmpha/pkg/tail"
+	"github.com/bmpha/bmpha/pkg/topic"
 )
 
 func runCommand() *cli.Command {
@@ -60,7 +64,13 @@ func runCollector(ctx context.Context, cfg *config.Config, stderr io.Writer) err
 		// A full hold must not make the heap twice as large.
 		debug.SetMemoryLimit(cfg.Hold.Memory + cfg.Hold.Memory/4 + 256<<20)
 	}
-	o, err := collectorOptions(cfg, log)
+	var running atomic.Pointer[collector.Collector]
+	o, err := collectorOptions(cfg, log, func(ctx context.Context) error {
+		if c := running.Load(); c != nil {
+			return c.Confirm(ctx)
+		}
+		return errStarting
+	})
 	if err != nil {
 		return err
 	}
@@ -68,6 +78,7 @@ func runCollector(ctx context.Context, cfg *config.Config, stderr io.Writer) err
 	if err != nil {
 		return errors.Join(err, o.Sink.Close(0))
 	}
+	running.Store(col)
 	so := control.ServerOptions{Socket: cfg.Control.Socket, HTTP: cfg.Control.HTTP, Backend: col, Log: log}
 	if o.Table != nil {
 		so.Tables = col.Tables
@@ -97,6 +108,8 @@ func runCollector(ctx context.Context, cfg *config.Config, stderr io.Writer) err
 	log.Info("collector stopped")
 	return nil
 }
+
+var errStarting = errors.New("the collector is starting")
 
 // obey carries out what operators ask for by signals.
 func obey(ctx context.Context, col *collector.Collector, requests <-chan signal.Request, log *slog.Logger) {
@@ -163,7 +176,8 @@ func newLogger(c config.Log, w io.Writer) *slog.Logger {
 }
 
 // collectorOptions turns the configuration into what a collector is made of.
-func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options, error) {
+// confirm is asked by a fenced sink, see sink.Options.
+func collectorOptions(cfg *config.Config, log *slog.Logger, confirm func(context.Context) error) (*collector.Options, error) {
 	form, err := pmacct.ParseTimestamps(cfg.Output.Timestamps)
 	if err != nil {
 		return nil, cfg.ErrorAt("output.timestamps", "%v", err)
@@ -175,11 +189,11 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 	if err != nil {
 		return nil, cfg.ErrorAt("output", "%v", err)
 	}
-	rtls, err := redisTLS(cfg)
+	servers, err := redisServers(cfg)
 	if err != nil {
 		return nil, err
 	}
-	out, target, err := newSink(cfg, log)
+	out, target, err := newSink(cfg, log, confirm)
 	if err != nil {
 		return nil, err
 	}
@@ -188,16 +202,14 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 		keepalive = -1
 	}
 	o := &collector.Options{
-		Version: version(), Process: cfg.Process, Cluster: cfg.Cluster.Name, ID: cfg.Cluster.ID,
+		Version: version(), Process: cfg.Process, Cluster: cfg.Cluster.Name, ID: cfg.Cluster.ID, Members: cfg.Cluster.Members,
 		Listen: cfg.Listen.Address, Allow: cfg.Listen.Allow, MaxSessions: cfg.Listen.MaxSessions,
 		MaxMessage: int(cfg.Listen.MaxMessage), KeepAlive: keepalive, ReadTimeout: cfg.Listen.ReadTimeout,
 		BySysName: cfg.Identity == config.IdentitySysname, Alias: cfg.Routers,
 		Memory: cfg.Hold.Memory, Window: cfg.Hold.Window, Margin: cfg.Hold.Margin,
-		Redis: cluster.Options{
-			Address: cfg.Redis.Address, Username: cfg.Redis.Username, Password: cfg.Redis.Password.Reveal(),
-			Database: cfg.Redis.Database, TLS: rtls, Scan: cfg.Redis.Scan,
-		},
+		Redis:     servers,
 		Heartbeat: cfg.Redis.Heartbeat, Expiry: cfg.Redis.Expiry,
+		HoldRoles: cfg.RedisLost == config.RedisLostHold, Failback: cfg.Failback == config.FailbackAuto,
 		Encoder: enc,
 		Topic: func(addr netip.Addr, port uint16) string {
 			return config.Expand(cfg.Kafka.Topic, addr, port)
@@ -213,6 +225,15 @@ func collectorOptions(cfg *config.Config, log *slog.Logger) (*collector.Options,
 			Hashes: kept == config.TableState, Memory: cfg.TableMemory,
 			Diff: cfg.Redump == config.RedumpDiff, RIB: cfg.Output.RIB == config.RIBOn,
 		}
+	}
+	if cfg.Sink == config.SinkKafka && cfg.Output.Header && cfg.Kafka.ReadBack > 0 {
+		o.ReadBack, o.ReadBackTime = &topic.Options{Kafka: sinkOptions(cfg, log), Committed: cfg.Kafka.Fencing}, cfg.Kafka.ReadBack
+	}
+	if cfg.Kafka.Fencing {
+		o.TransactionalID = func(process string) string { return transactionalID(cfg, process) }
+	}
+	if l := &cfg.Link; l.Listen != "" {
+		o.Link = &link.Options{Listen: l.Listen, Advertise: l.Advertise, Secret: []byte(l.Secret.Reveal())}
 	}
 	if o.Dump, err = dumpOptions(cfg, form); err != nil {
 		return nil, err
@@ -291,7 +312,7 @@ func writerID(cfg *config.Config) string {
 	).Replace(cfg.Output.WriterID)
 }
 
-func newSink(cfg *config.Config, log *slog.Logger) (sink.Sink, string, error) {
+func newSink(cfg *config.Config, log *slog.Logger, confirm func(context.Context) error) (sink.Sink, string, error) {
 	switch cfg.Sink {
 	case config.SinkStdout:
 		s, err := sink.NewFile("-")
@@ -300,6 +321,31 @@ func newSink(cfg *config.Config, log *slog.Logger) (sink.Sink, string, error) {
 		s, err := sink.NewFile(cfg.File.Path)
 		return s, cfg.File.Path, err
 	}
+	k := &cfg.Kafka
+	open := sink.NewKafka
+	if k.Client == config.ClientReference {
+		open = sink.NewReference
+	}
+	o := sinkOptions(cfg, log)
+	if k.Fencing {
+		o.TransactionalID, o.CommitInterval, o.Confirm = transactionalID(cfg, cfg.Process), k.CommitInterval, confirm
+	}
+	s, err := open(o)
+	if err != nil {
+		return nil, "", cfg.ErrorAt("kafka", "%v", err)
+	}
+	return s, strings.Join(k.Brokers, ",") + " topic " + k.Topic, nil
+}
+
+// transactionalID names the transactions of a member of the cluster. No name has a +
+// in it, so no two members have the same id, nor does one have an id that the sink
+// makes of another's.
+func transactionalID(cfg *config.Config, process string) string {
+	return fmt.Sprintf("bmpha.%s.%d.+%s", cfg.Cluster.Name, cfg.Cluster.ID, process)
+}
+
+// sinkOptions says how Kafka is reached.
+func sinkOptions(cfg *config.Config, log *slog.Logger) sink.Options {
 	k := &cfg.Kafka
 	o := sink.Options{
 		Brokers: k.Brokers, Properties: k.Properties, DeadLetter: k.DeadLetter, Window: k.InFlight, Log: log,
@@ -316,15 +362,24 @@ func newSink(cfg *config.Config, log *slog.Logger) (sink.Sink, string, error) {
 		}
 		o.Properties["ssl.endpoint.identification.algorithm"] = "none"
 	}
-	open := sink.NewKafka
-	if k.Client == config.ClientReference {
-		open = sink.NewReference
+	return o
+}
+
+// redisServers says how Redis is reached: one server, what sentinels know of, or a
+// Redis Cluster.
+func redisServers(cfg *config.Config) (cluster.Options, error) {
+	r := &cfg.Redis
+	o := cluster.Options{
+		Address: r.Address, Cluster: r.Cluster, Database: r.Database, Scan: r.Scan,
+		Username: r.Username, Password: r.Password.Reveal(),
+		Sentinel: cluster.Sentinel{
+			Master: r.Sentinel.Master, Addresses: r.Sentinel.Addresses,
+			Username: r.Sentinel.Username, Password: r.Sentinel.Password.Reveal(),
+		},
 	}
-	s, err := open(o)
-	if err != nil {
-		return nil, "", cfg.ErrorAt("kafka", "%v", err)
-	}
-	return s, strings.Join(k.Brokers, ",") + " topic " + k.Topic, nil
+	var err error
+	o.TLS, err = redisTLS(cfg)
+	return o, err
 }
 
 // redisTLS reads the certificates for Redis.
@@ -364,7 +419,7 @@ func clusterFromRedis(ctx context.Context, o cluster.Options, name string, id in
 		return control.ClusterView{}, err
 	}
 	return control.ClusterView{
-		Version: control.StatusVersion, At: time.UnixMicro(v.RedisTime), Redis: o.Address,
+		Version: control.StatusVersion, At: time.UnixMicro(v.RedisTime), Redis: o.Where(),
 		Cluster: control.Cluster{Name: name, ID: id}, Members: collector.Members(v, "", 0),
 	}, nil
 }

@@ -38,9 +38,12 @@ func TestControl(t *testing.T) {
 		return r.StatusCode, string(b), err
 	}
 	for _, path := range []string{"/healthz", "/readyz"} {
-		if code, text, err := get(path); code != http.StatusOK || err != nil {
-			t.Errorf("%s: %d %q %v", path, code, text, err)
-		}
+		l.until(path, func() error {
+			if code, text, err := get(path); code != http.StatusOK || err != nil {
+				return fmt.Errorf("%d %q %v", code, text, err)
+			}
+			return nil
+		})
 	}
 	r := l.numbered(500, a)
 	l.more(500)
@@ -68,9 +71,7 @@ func TestControl(t *testing.T) {
 	if got := info.Mode().Perm(); got != 0o660 {
 		t.Errorf("socket: permissions %o, want 660", got)
 	}
-	if o := l.command("status", "--socket", a.socket); o.code != control.ExitActive || !strings.HasPrefix(o.out, "ACTIVE a") {
-		t.Errorf("status: exit code %d\n%s%s", o.code, o.out, o.errOut)
-	}
+	l.says(control.ExitActive, "ACTIVE a", "status", "--socket", a.socket)
 	// One that was left behind by a crash is no obstacle, one in use is.
 	l.must(a.Kill())
 	l.must(a.Restart(t.Context()))
@@ -110,7 +111,7 @@ func TestServiceManager(t *testing.T) {
 	want := func(state string) {
 		t.Helper()
 		for {
-			got, err := next(20 * time.Second)
+			got, err := next(patience * 20 * time.Second)
 			if err != nil {
 				t.Fatalf("%s: %v", state, err)
 			}

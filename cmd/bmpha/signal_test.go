@@ -200,7 +200,7 @@ func TestDaemonSignalsAtStart(t *testing.T) {
 		select {
 		case err := <-done:
 			l.must(err)
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience * 30 * time.Second):
 			t.Fatalf("%s: does not end on SIGTERM", name)
 		}
 	}
@@ -233,7 +233,7 @@ func TestPaused(t *testing.T) {
 		// The time of a record is when it was given to librdkafka.
 		for _, s := range l.tally.stints() {
 			if s.instance == instance && s.last.After(resumed) {
-				t.Errorf("a record of a from %s after it went on", s.last.Sub(resumed))
+				l.errorf("a record of a from %s after it went on", s.last.Sub(resumed))
 			}
 		}
 		var own, other uint64
@@ -245,7 +245,7 @@ func TestPaused(t *testing.T) {
 			}
 		}
 		if own <= other {
-			t.Errorf("after the pause the timestamp is %d, the other's %d", own, other)
+			l.errorf("after the pause the timestamp is %d, the other's %d", own, other)
 		}
 		a, b = b, a
 	}
@@ -264,16 +264,14 @@ func TestSameName(t *testing.T) {
 	l.must(err)
 	again.role(control.RoleStandby)
 	again.problem("name_taken")
-	if o := l.command("status", "--socket", again.socket); o.code != control.ExitDegraded || !strings.Contains(o.out, `another process is named "a"`) {
-		t.Errorf("status: exit code %d\n%s%s", o.code, o.out, o.errOut)
-	}
+	l.says(control.ExitDegraded, `another process is named "a"`, "status", "--socket", again.socket)
 	r := l.numbered(trafficRate, a, again)
 	l.more(2 * trafficRate)
 	if _, n := l.tally.numbered(); n != 0 {
-		t.Errorf("%d records repeated", n)
+		l.errorf("%d records repeated", n)
 	}
 	if n := again.status().Sink.Handed; n != 0 {
-		t.Errorf("the second handed over %d records", n)
+		l.errorf("the second handed over %d records", n)
 	}
 	l.must(a.Kill())
 	again.role(control.RoleActive)

@@ -89,8 +89,10 @@ func (l *lab) unpaused(m *member) {
 			if err != nil {
 				continue // it is being killed
 			}
-			if s.Hold.Paused != 0 {
-				l.t.Errorf("%s: a router waits: %+v", m.name, s.Spool)
+			// Memory has room for two seconds or so in which the disk takes nothing.
+			now := time.Now()
+			if lost := machine.Lost(now.Add(-5*time.Second), now); s.Hold.Paused != 0 && lost < time.Second {
+				l.t.Errorf("%s: a router waits, %s lost lately: %+v", m.name, lost, s.Spool)
 				return
 			}
 		}
@@ -192,17 +194,20 @@ func spoolLife(t *testing.T, kafka func(*lab)) {
 
 	l.must(l.kafka.Away(t.Context(), true))
 	a.spooled(2 * rate)
-	before := a.status().Spool.Messages
+	before, at := a.status().Spool.Messages, time.Now()
 	l.must(a.Kill())
+	// What came in the last tenth of a second was not on disk yet.
+	late := uint64((500*time.Millisecond + machine.Lost(at.Add(-2*time.Second), time.Now())).Seconds() * rate)
 	l.must(a.Restart(t.Context()))
 	s := a.status()
-	// What came in the last tenth of a second was not on disk yet.
-	if s.Spool.Recovered < before-rate/2 {
-		t.Errorf("%d messages were found on disk, want at least %d", s.Spool.Recovered, before-rate/2)
+	if s.Spool.Recovered+late < before || s.Spool.Recovered == 0 {
+		t.Errorf("%d messages were found on disk of %d, want all but %d", s.Spool.Recovered, before, late)
 	}
 	recovered := int(s.Spool.Recovered)
-	if o := l.command("status", "--socket", a.socket); !strings.Contains(o.out, "recovered") {
-		t.Errorf("status does not say what was recovered:\n%s", o.out)
+	if recovered > 0 {
+		if o := l.command("status", "--socket", a.socket); !strings.Contains(o.out, "recovered") {
+			t.Errorf("status does not say what was recovered:\n%s", o.out)
+		}
 	}
 	a.spooled(uint64(recovered) + 2*rate)
 
@@ -250,6 +255,7 @@ func TestSpoolPair(t *testing.T) {
 	l.must(l.kafka.Away(t.Context(), true))
 	a.spooled(rate)
 	b.spooled(rate)
+	begin := time.Now()
 	l.must(a.Kill())
 	b.role(control.RoleActive)
 	b.spooled(3 * rate)
@@ -263,11 +269,7 @@ func TestSpoolPair(t *testing.T) {
 	}
 	l.more(rate)
 	a.spoolGone(dirA)
-	repeats := l.complete(r)
-	t.Logf("%.2f s of traffic repeated", float64(repeats)/rate)
-	if limit := int(mostRepeated.Seconds() * rate); repeats > limit {
-		t.Errorf("%d records repeated, want at most %d", repeats, limit)
-	}
+	l.repeated("kill", rate, l.complete(r), mostRepeated, begin)
 }
 
 // TestSpoolIntake: pmacct's producer goes on as if nothing were while Kafka is
@@ -318,7 +320,7 @@ func spoolIntake(t *testing.T, kafka func(*lab), away time.Duration) {
 	l.must(l.kafka.Away(l.within(time.Minute), false))
 	l.more(int(s.Spool.Messages))
 	if n := l.complete(r); n != 0 {
-		t.Errorf("%d records repeated", n)
+		l.errorf("%d records repeated", n)
 	}
 	a.spoolGone(dir)
 	l.unharmed(d)

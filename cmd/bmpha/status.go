@@ -26,15 +26,18 @@ const watchInterval = time.Second
 func statusCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "status",
-		Usage: "show role, members, routers, hold, Kafka and Redis",
+		Usage: "show role, members, who sends which router, hold, Kafka, Redis and takeovers",
 		Description: "Asks the collector on this host. With --redis it shows what Redis alone knows of a\n" +
 			"cluster; no collector is needed for that.\n\n" +
 			"Examples:\n" +
 			"  bmpha status\n" +
 			"  bmpha status --watch\n" +
 			"  bmpha status --json | jq '.problems[].text'\n" +
+			"  bmpha status --json | jq '.routers[] | {identity, sender, why, low_water_lag_seconds, readings}'\n" +
+			"  bmpha status --json | jq '.takeovers'\n" +
 			"  bmpha status --socket /run/bmpha/second.sock\n" +
-			"  bmpha status --redis 10.0.0.1:6379 --cluster core --id 2\n\n" +
+			"  bmpha status --redis 10.0.0.1:6379 --cluster core --id 2\n" +
+			"  bmpha status --redis config -c /etc/bmpha/bmpha.yaml\n\n" +
 			"Exit codes: 0 active and well; 3 standby and well; 4 degraded: something is wrong\n" +
 			"(lines that begin with !), it is starting, or it does not answer; 5 not running;\n" +
 			"1 any other error. With --redis: 0 one member is active; 4 none is, or several are.",
@@ -44,8 +47,9 @@ func statusCommand() *cli.Command {
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "show every router, however many lines that takes"},
 			socketFlag(), socketConfigFlag(),
 			&cli.StringFlag{
-				Name:  "redis",
-				Usage: "ask Redis at `ADDR` instead: host:port, or a redis:// or rediss:// URL with user, password and database",
+				Name: "redis",
+				Usage: "ask Redis at `ADDR` instead: host:port, or a redis:// or rediss:// URL with user, password and database; " +
+					"what ADDR leaves out is that of --config, if named; config: all of it is",
 			},
 			&cli.StringFlag{Name: "cluster", Value: config.Default().Cluster.Name, EnvVars: []string{"BMPHA_CLUSTER_NAME"}, Usage: "with --redis: `NAME` of the cluster"},
 			&cli.IntFlag{Name: "id", EnvVars: []string{"BMPHA_CLUSTER_ID"}, Usage: "with --redis: `N`, id of the cluster"},
@@ -190,11 +194,34 @@ func statusSource(c *cli.Context) (source, error) {
 }
 
 func redisSource(c *cli.Context) (source, error) {
-	o, err := redisOptions(c.String("redis"), os.Getenv)
-	if err != nil {
-		return source{}, fmt.Errorf("--redis: %w", err)
+	address, name, id := c.String("redis"), c.String("cluster"), c.Int("id")
+	o := cluster.Options{Username: os.Getenv("BMPHA_REDIS_USERNAME"), Password: os.Getenv("BMPHA_REDIS_PASSWORD")}
+	file := setting(c, "config").String("config")
+	if file == "" && address == configWord {
+		file = defaultConfig
 	}
-	name, id := c.String("cluster"), c.Int("id")
+	if file != "" {
+		cfg, err := config.Load(file, os.LookupEnv)
+		if err != nil {
+			return source{}, err
+		}
+		if o, err = redisServers(cfg); err != nil {
+			return source{}, err
+		}
+		if !c.IsSet("cluster") {
+			name = cfg.Cluster.Name
+		}
+		if !c.IsSet("id") {
+			id = cfg.Cluster.ID
+		}
+	}
+	if address != configWord {
+		var err error
+		if o, err = redisOptions(address, o); err != nil {
+			return source{}, fmt.Errorf("--redis: %w", err)
+		}
+	}
+	o.Scan = true
 	return source{
 		get: func(ctx context.Context) (sight, error) {
 			v, err := clusterFromRedis(ctx, o, name, id)
@@ -204,13 +231,14 @@ func redisSource(c *cli.Context) (source, error) {
 	}, nil
 }
 
-// redisOptions reads an address or a URL. User and password may come from the
-// environment instead, where other users of the host do not see them.
-func redisOptions(address string, getenv func(string) string) (cluster.Options, error) {
-	o := cluster.Options{
-		Address: address, Username: getenv("BMPHA_REDIS_USERNAME"), Password: getenv("BMPHA_REDIS_PASSWORD"),
-		Scan: true,
-	}
+// configWord stands for an address: it is where the configuration says.
+const configWord = "config"
+
+// redisOptions reads an address or a URL, which wins over what o says already. User
+// and password may come from there instead, where other users of the host do not see
+// them.
+func redisOptions(address string, o cluster.Options) (cluster.Options, error) {
+	o.Address, o.Sentinel, o.Cluster = address, cluster.Sentinel{}, nil
 	if !strings.Contains(address, "://") {
 		if _, _, err := net.SplitHostPort(address); err != nil {
 			o.Address = net.JoinHostPort(strings.Trim(address, "[]"), "6379")
@@ -221,7 +249,12 @@ func redisOptions(address string, getenv func(string) string) (cluster.Options, 
 	if err != nil { // it may hold the URL, and with it the password
 		return o, errors.New("not a URL like redis://user:password@host:port/database")
 	}
-	o.Address, o.Database, o.TLS = u.Addr, u.DB, u.TLSConfig
+	if o.Address = u.Addr; u.TLSConfig == nil || o.TLS == nil {
+		o.TLS = u.TLSConfig
+	}
+	if u.DB != 0 {
+		o.Database = u.DB
+	}
 	if u.Username != "" {
 		o.Username = u.Username
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/bmpha/bmpha/pkg/cluster"
 	"github.com/bmpha/bmpha/pkg/control"
 )
 
@@ -88,6 +90,10 @@ func TestStatusCommand(t *testing.T) {
 	s.status.Role, s.status.Members = control.RoleActive, s.status.Members[1:]
 	if _, _, code = command("status"); code != control.ExitActive {
 		t.Errorf("an active: exit code %d", code)
+	}
+	s.status.Takeovers = []control.TakenOver{{At: time.Now(), From: "bmp-a", How: control.HowDead, Routers: 7}}
+	if out, _, _ = command("status"); !strings.Contains(out, "from bmp-a, whose process had died: 7 routers") {
+		t.Errorf("no takeover in\n%s", out)
 	}
 	s.status.Degraded = []string{"it burns"}
 	if out, _, code = command("status"); code != control.ExitDegraded || !strings.Contains(out, "! it burns") {
@@ -221,24 +227,31 @@ func TestWatch(t *testing.T) {
 }
 
 func TestRedisOptions(t *testing.T) {
-	env := func(k string) string {
-		return map[string]string{"BMPHA_REDIS_USERNAME": "env-user", "BMPHA_REDIS_PASSWORD": "env-password"}[k]
+	named := cluster.Options{
+		Username: "named-user", Password: "named-password", Database: 2, TLS: &tls.Config{ServerName: "named"},
+		Sentinel: cluster.Sentinel{Master: "m", Addresses: []string{"s:26379"}}, Cluster: []string{"n:6379"},
 	}
 	for _, tt := range []struct {
 		in, address, user, password string
 		db                          int
 		tls                         bool
+		from                        cluster.Options
 	}{
-		{"redis", "redis:6379", "env-user", "env-password", 0, false},
-		{"redis:7000", "redis:7000", "env-user", "env-password", 0, false},
-		{"::1", net.JoinHostPort("::1", "6379"), "env-user", "env-password", 0, false},
-		{"[::1]:7000", "[::1]:7000", "env-user", "env-password", 0, false},
-		{"redis://h:1/3", "h:1", "env-user", "env-password", 3, false},
-		{"rediss://u:p@h", "h:6379", "u", "p", 0, true},
+		{in: "redis", address: "redis:6379"},
+		{in: "redis:7000", address: "redis:7000", user: "named-user", password: "named-password", db: 2, tls: true, from: named},
+		{in: "::1", address: net.JoinHostPort("::1", "6379")},
+		{in: "[::1]:7000", address: "[::1]:7000"},
+		{in: "redis://h:1/3", address: "h:1", user: "named-user", password: "named-password", db: 3, from: named},
+		{in: "rediss://u:p@h", address: "h:6379", user: "u", password: "p", tls: true},
+		{in: "rediss://u:p@h", address: "h:6379", user: "u", password: "p", db: 2, tls: true, from: named},
 	} {
-		o, err := redisOptions(tt.in, env)
-		if err != nil || o.Address != tt.address || o.Username != tt.user || o.Password != tt.password || o.Database != tt.db || (o.TLS != nil) != tt.tls {
+		o, err := redisOptions(tt.in, tt.from)
+		if err != nil || o.Where() != tt.address || o.Username != tt.user || o.Password != tt.password || o.Database != tt.db || (o.TLS != nil) != tt.tls {
 			t.Errorf("%s: %+v, %v, want %+v", tt.in, o, err, tt)
+		}
+		// The certificates are those of the configuration.
+		if tt.tls && tt.from.TLS != nil && o.TLS != tt.from.TLS {
+			t.Errorf("%s: TLS is not the one named", tt.in)
 		}
 	}
 }

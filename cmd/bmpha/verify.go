@@ -45,13 +45,16 @@ func verifyCommand() *cli.Command {
 			"the end that it has now, and says per router who sent when, what was repeated and\n" +
 			"what was out of order. Nothing is written to Kafka. With --collector it compares the\n" +
 			"table that the records make with that of the collector on this host, active or\n" +
-			"standby, with --frr or --gobgp with the one that the router printed.\n\n" +
+			"standby, with --frr or --gobgp with the one that the router printed, with --against\n" +
+			"with the one that another topic makes, as that of a native pmacct beside bmpha.\n\n" +
 			"Examples:\n" +
 			"  bmpha verify -c /etc/bmpha/bmpha.yaml\n" +
 			"  bmpha verify -c /etc/bmpha/bmpha.yaml --collector\n" +
 			"  bmpha verify --brokers kafka:9092 --topic bmp --collector --socket /run/bmpha/bmpha.sock\n" +
 			"  bmpha verify --collector --from dump --dump-topic bmp.dump --json | jq .collector.extra\n" +
 			"  bmpha verify --brokers kafka:9092 --topic bmp --from 2h --router 192.0.2.1\n" +
+			"  bmpha verify --brokers kafka:9092 --topic bmp --against bmp.native\n" +
+			"  bmpha verify --json | jq '.report.routers[] | {router, at_takeovers}'\n" +
 			"  vtysh -c 'show bgp ipv4 unicast json' | bmpha verify --topic bmp --router 192.0.2.1 --frr -\n" +
 			"  gobgp global rib -j | bmpha verify --topic bmp --router 192.0.2.2 --gobgp -\n" +
 			"  gobgp neighbor 192.0.2.9 adj-in -j > adj-in\n" +
@@ -69,6 +72,12 @@ func verifyCommand() *cli.Command {
 			"GoBGP: global rib -j is compared with post-policy, neighbor PEER adj-in -j with\n" +
 			"pre-policy. The router must be quiet between the two: what it says after it printed\n" +
 			"its table is a difference.\n\n" +
+			"Takeovers: of each it says who took over from whom, when, and how long nobody had\n" +
+			"sent; how many records told again what was there, which of them were older than\n" +
+			"what was there, which were flagged as replayed and are new, and what a sender before\n" +
+			"said too late. Those behind which nothing was told again are shown with --all. A\n" +
+			"router that goes back to an older word just then looks like a sender that does.\n" +
+			"It needs bmpha's header.\n\n" +
 			"Faults are records that cannot be read, a sender's records that go back and are not\n" +
 			"flagged as replayed, and a sender that others had taken over from. Repeats are\n" +
 			"counted, and are no faults: they cost, and harm no table. Only a whole topic makes a\n" +
@@ -89,6 +98,7 @@ func verifyCommand() *cli.Command {
 			&cli.StringFlag{Name: "router", Usage: "look at the router with this `ADDR` only"},
 			&cli.BoolFlag{Name: "collector", Usage: "compare with the tables of the running collector"},
 			socketFlag(),
+			&cli.StringFlag{Name: "against", Usage: "compare with the tables that this `TOPIC` makes"},
 			&cli.DurationFlag{Name: "settle", Value: 5 * time.Second, Usage: "`TIME` for which what differs from the collector is looked at again"},
 			&cli.StringSliceFlag{Name: "frr", Usage: "compare with what FRR printed: `FILE`, or - for standard input"},
 			&cli.StringSliceFlag{Name: "gobgp", Usage: "compare with what GoBGP printed: `FILE`, or - for standard input"},
@@ -141,6 +151,7 @@ type verification struct {
 	compare     bool // with tables
 	scope       verify.Scope
 	dumpTopic   string
+	against     string        // the other topic to compare with, "" for none
 	socket      string        // of the collector to compare with, "" for none
 	settle      time.Duration // for which that is tried
 	timeout     time.Duration
@@ -199,9 +210,19 @@ func newVerification(c *cli.Context) (*verification, error) {
 	if err := v.readTables(c); err != nil {
 		return nil, err
 	}
+	if v.against = c.String("against"); v.against != "" {
+		switch {
+		case v.socket != "" || v.compare:
+			return nil, errors.New("--against does not go together with --collector, --frr or --gobgp")
+		case v.against == v.topic:
+			return nil, fmt.Errorf("--against %s: want another topic", v.against)
+		case v.from.dump || v.from.offset >= 0 || v.until.offset >= 0:
+			return nil, errors.New("--against does not go together with --from dump or an offset: say a time")
+		}
+	}
 	for _, name := range []string{"peer", "rib", "family"} {
-		if c.IsSet(name) && !v.compare && v.socket == "" {
-			return nil, fmt.Errorf("--%s has no effect without --collector, --frr or --gobgp", name)
+		if c.IsSet(name) && !v.compare && v.socket == "" && v.against == "" {
+			return nil, fmt.Errorf("--%s has no effect without --collector, --against, --frr or --gobgp", name)
 		}
 	}
 	if f, ok := c.App.ErrWriter.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -453,7 +474,12 @@ func (v *verification) run(ctx context.Context) (*verify.Result, error) {
 		}
 	}
 	r.Partitions, r.Report = spans, ledger.Report()
-	if v.options.Router.IsValid() && len(r.Report.Routers) == 0 && !v.compare && v.socket == "" {
+	if v.against != "" {
+		if r.Against, err = v.other(ctx, ledger); err != nil {
+			return nil, fmt.Errorf("topic %s: %w", v.against, err)
+		}
+	}
+	if v.options.Router.IsValid() && len(r.Report.Routers) == 0 && !v.compare && v.socket == "" && v.against == "" {
 		return nil, fmt.Errorf("topic %s: none of %d records is about router %s", v.topic, r.Report.Records, v.options.Router)
 	}
 	if !v.compare {
@@ -476,7 +502,25 @@ func (v *verification) run(ctx context.Context) (*verify.Result, error) {
 	if r.Comparison, err = verify.Compare(name, v.tables, routes, v.scope); err != nil {
 		return nil, fmt.Errorf("compare the tables: %w", err)
 	}
+	ledger.Attribute(r.Comparison)
 	return r, nil
+}
+
+// other compares ledger with the other topic.
+func (v *verification) other(ctx context.Context, ledger *verify.Ledger) (*verify.TopicComparison, error) {
+	spans, err := v.span(ctx, v.against, v.from, v.until)
+	if err != nil {
+		return nil, err
+	}
+	options := v.options
+	options.Partial = slices.ContainsFunc(spans, func(s verify.Span) bool { return s.From > 0 })
+	other := verify.New(options)
+	if err := v.read(ctx, v.against, spans, other.Record); err != nil {
+		return nil, err
+	}
+	c := ledger.Against(other, v.scope)
+	c.Topic, c.Partitions = v.against, spans
+	return c, nil
 }
 
 // dumpMargin is how long before a dump_init came to Kafka the records are read that

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -44,21 +43,7 @@ type talking struct {
 func realTables(start func(context.Context, rig.RouterOptions) (rig.Router, error)) func(*lab, ...*member) talking {
 	return func(l *lab, ms ...*member) talking {
 		l.t.Helper()
-		local := netip.MustParseAddr("127.2.0.7")
-		neighbor := rig.Neighbor{Addr: local, AS: 65001}
-		o := rig.RouterOptions{Neighbors: []rig.Neighbor{neighbor}}
-		for _, m := range ms {
-			o.Collectors = append(o.Collectors, m.listen)
-		}
-		router, err := start(l.within(time.Minute), o)
-		l.must(err)
-		l.t.Cleanup(func() { l.must(router.Close()) })
-		s, err := rig.Speak(l.within(time.Minute), rig.SpeakerOptions{
-			Router: router.BGP(), Local: local, AS: neighbor.AS, ID: netip.MustParseAddr("192.0.2.11"),
-		})
-		l.must(err)
-		l.t.Cleanup(func() { l.must(s.Close()) })
-		talk := newTalker(l, s)
+		router, talk := l.talkative(start, ms...)
 		talk.everything()
 		return talking{talk.until,
 			func() {
@@ -70,7 +55,7 @@ func realTables(start func(context.Context, rig.RouterOptions) (rig.Router, erro
 				// word about a route can be the last. What it says now must hold.
 				talk.everything()
 				gone := talk.prefixes[17:40]
-				l.must(s.Withdraw(gone...))
+				l.must(talk.s.Withdraw(gone...))
 				l.untilWithin(time.Minute, "Kafka says what the router says", func() error {
 					want, err := router.Table(l.within(10 * time.Second))
 					if err != nil {
@@ -177,7 +162,7 @@ func verifyTables(t *testing.T, start func(*lab, ...*member) talking) {
 			o = l.verify("--collector", "--socket", a.socket, "--from", fmt.Sprint(len(all)), "--settle", "0s", "--json")
 			r := parseResult(t, o)
 			if c := r.Collector; o.code != 0 || c.Equal != 0 || c.Differences() != 0 || c.NotMentioned.Count < 500 {
-				t.Errorf("exit code %d, %s: %+v", o.code, o.errOut, c)
+				l.errorf("exit code %d, %s: %+v", o.code, o.errOut, c)
 			}
 			l.tamper(b)
 		})

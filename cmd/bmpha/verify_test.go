@@ -136,7 +136,7 @@ func TestVerifyTopics(t *testing.T) {
 	}{
 		{"clean", clean, 0, []string{"5 records", "2 routes of 1 peer, 1 of them up", "repeats  none", "2 equal, 0 missing, 0 extra, 0 different", "tables are equal, no faults"}, []string{"\n!"}},
 		{"lost", slices.Delete(slices.Clone(clean), 2, 3), exitUnsound, []string{"1 equal, 1 missing", "peer 192.0.2.11 198.18.2.0/24\n      router: via", "1 difference, no faults"}, nil},
-		{"a lost withdrawal", clean[:4], exitUnsound, []string{"2 equal, 0 missing, 1 extra", "peer 192.0.2.11 198.18.3.0/24\n      kafka:  via"}, nil},
+		{"a lost withdrawal", clean[:4], exitUnsound, []string{"2 equal, 0 missing, 1 extra", "peer 192.0.2.11 198.18.3.0/24\n      kafka:  via", "last said: 2026-01-02 03:04:08.000, by 0000000000000001 token 1"}, nil},
 		{"repeated and flagged", with(said{instance: 1, token: 1, n: 3, prefix: 2, flags: replayed}), 0, []string{"repeats  1: 1 flagged as replayed", "1 replayed"}, []string{"\n!"}},
 		{"repeated and not flagged", with(clean[4]), exitUnsound, []string{"repeats  1: 1 by another sender", "message 5.0 of session 1 of 0000000000000001 came twice", "tables are equal, 1 fault"}, nil},
 		{"reordered", []said{clean[0], clean[2], clean[1], clean[3], clean[4]}, exitUnsound, []string{"offset 2, 2026-01-02 03:04:07.000: message 2.0 of session 1 of 0000000000000001 came after 3.0"}, nil},
@@ -168,6 +168,57 @@ func TestVerifyTopics(t *testing.T) {
 				t.Log(o.out)
 			}
 		})
+	}
+}
+
+// TestVerifyTakeovers: who took over from whom, what was told again behind it, and what
+// another topic knows.
+func TestVerifyTakeovers(t *testing.T) {
+	t.Parallel()
+	v := newVerifyTopic(t, 1, rig.KafkaOptions{})
+	const replayed = record.FlagReplayed
+	records := []said{
+		{instance: 1, token: 1, n: 1}, {instance: 1, token: 1, n: 2, prefix: 1}, {instance: 1, token: 1, n: 3, prefix: 2},
+		{instance: 1, token: 1, n: 4, prefix: 2, withdraw: true},
+		{instance: 0xb, token: 2, n: 9, prefix: 2, flags: replayed}, {instance: 0xb, token: 2, n: 10, prefix: 2, withdraw: true},
+		{instance: 0xb, token: 2, n: 11, prefix: 3, flags: replayed}, {instance: 0xb, token: 4, n: 12, prefix: 4},
+	}
+	v.produce(records)
+	const behind = "2 repeated (1 flagged), 1 of them older than what was said (flagged), 1 flagged that nobody had said"
+	o := v.verify()
+	for _, want := range []string{
+		"takeovers 2: " + behind + "\n",
+		"2026-01-02 03:04:09.000 partition 0 offset 4, after 1.000 s: 000000000000000b token 2 from 0000000000000001 token 1: " + behind,
+	} {
+		if o.code != 0 || !strings.Contains(o.out, want) {
+			t.Errorf("exit code %d, does not say %q: %s", o.code, want, o.out)
+		}
+	}
+	if o := v.verify("--all"); !strings.Contains(o.out, "000000000000000b token 4 from 000000000000000b token 2: nothing repeated") {
+		t.Errorf("%s", o.out)
+	}
+	if r := parseResult(t, v.verify("--json")); len(r.Report.Routers[0].Takeovers) != 2 || r.Report.Routers[0].AtTakeovers.Repeated != 2 {
+		t.Errorf("%+v", r.Report.Routers[0])
+	}
+
+	other := *v
+	other.lab = &lab{t: t, name: v.name + ".native", kafka: v.kafka}
+	v.must(v.kafka.CreateTopic(v.within(30*time.Second), other.name, 1))
+	cl, err := kgo.NewClient(append(v.kafka.Client(), kgo.DefaultProduceTopic(other.name), kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
+	v.must(err)
+	t.Cleanup(cl.Close)
+	other.client = cl
+	other.produce([]said{{instance: 7, token: 1, n: 2, prefix: 1}, {instance: 7, token: 1, n: 3, prefix: 3}})
+	if o := v.verify("--against", other.name); o.code != exitUnsound || !strings.Contains(o.out, "2 equal, 0 missing, 1 extra, 0 different") ||
+		!strings.Contains(o.out, "198.18.4.0/24") || !strings.Contains(o.out, "last said: 2026-01-02 03:04:12.000, by 000000000000000b token 4") {
+		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
+	}
+	other.produce([]said{{instance: 7, token: 1, n: 4, prefix: 4}})
+	if o := v.verify("--against", other.name, "--json"); o.code != 0 || parseResult(t, o).Against.Equal != 3 {
+		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
+	}
+	if o := v.verify("--against", "nowhere"); o.code != 1 || !strings.Contains(o.errOut, "topic nowhere: no such topic") {
+		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
 	}
 }
 
@@ -250,7 +301,7 @@ func TestVerifyOtherTopics(t *testing.T) {
 		{[]string{"--frr", v.frr(1)}, "say --router, one of 127.0.1.1,"},
 		{[]string{"--router", "192.0.2.200"}, "is about router 192.0.2.200"},
 		{[]string{"--topic", "nowhere"}, "topic nowhere: no such topic"},
-		{[]string{"--brokers", "127.0.0.1:1", "--timeout", "1s"}, "127.0.0.1:1: connect: connection refused"},
+		{[]string{"--brokers", "127.0.0.1:1", "--timeout", "5s"}, "127.0.0.1:1: connect: connection refused"},
 		{[]string{"--gobgp", v.file([]int{1})}, "an object was expected"},
 		{[]string{"--frr", v.file(map[string]any{"receivedRoutes": map[string]any{}})}, "say --peer ADDR"},
 	} {
@@ -285,7 +336,7 @@ kafka:
 		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
 	}
 	write("wrong", "")
-	if o := v.command("verify", "-c", file, "--timeout", "5s"); o.code != 1 || strings.Contains(o.errOut, "wrong") || !strings.Contains(o.errOut, "SASL") {
+	if o := v.command("verify", "-c", file, "--timeout", "15s"); o.code != 1 || strings.Contains(o.errOut, "wrong") || !strings.Contains(o.errOut, "SASL") {
 		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
 	}
 	write("s3cret", "  properties: {ssl.cipher.suites: ALL}\n")
@@ -335,7 +386,12 @@ kafka:
   tls: {enabled: true, ca: %s%s}
   sasl: {mechanism: SCRAM-SHA-512, username: bmpha, password: s3cret}
 `, k.ListenAddrs()[0], l.name, test.ca, test.more), 0o600))
-		o := l.command("verify", "-c", file, "--timeout", "5s")
+		// What fails may do so by the timeout only, what does not comes well before it.
+		patient := "15s"
+		if test.code == 0 {
+			patient = "1m"
+		}
+		o := l.command("verify", "-c", file, "--timeout", patient)
 		k.Close()
 		if o.code != test.code || !strings.Contains(o.out+o.errOut, test.want) {
 			t.Errorf("%+v: exit code %d: %s%s", test, o.code, o.out, o.errOut)
@@ -360,7 +416,7 @@ func TestVerifyTransactions(t *testing.T) {
 		}
 		v.must(cl.EndTransaction(ctx, end))
 	}
-	o := v.verify("--json", "--timeout", "10s")
+	o := v.verify("--json", "--timeout", "30s")
 	if r := parseResult(t, o); o.code != 0 || r.Report.Records != 3 || r.Partitions[0].Until != 8 {
 		t.Errorf("exit code %d: %s%s", o.code, o.out, o.errOut)
 	}
@@ -467,7 +523,7 @@ func verifyRouter(t *testing.T, start func(context.Context, rig.RouterOptions) (
 		})
 	}
 	if o := l.command("maintenance", "--socket", ms[0].socket); o.code != 0 {
-		t.Errorf("maintenance: exit code %d, %s%s", o.code, o.out, o.errOut)
+		l.errorf("maintenance: exit code %d, %s%s", o.code, o.out, o.errOut)
 	}
 	ms[1].role(control.RoleActive)
 	for i, n := range neighbors { // said after the handover, so that it must hold
@@ -509,10 +565,13 @@ func verifyRouter(t *testing.T, start func(context.Context, rig.RouterOptions) (
 	}
 	// Pre-policy, peer by peer; FRR does not say which.
 	for _, n := range neighbors {
-		o := l.verify("--peer", n.Addr.String(), flag, print("pre-"+strconv.Itoa(int(n.AS)), received, n.Addr.String()))
-		if o.code != 0 || !strings.Contains(o.out, "adj-in-pre of "+router.Address().String()+", ipv4") {
-			t.Errorf("exit code %d: %s%s", o.code, o.errOut, o.out)
-		}
+		l.until("verify finds the tables before policy equal", func() error {
+			o := l.verify("--peer", n.Addr.String(), flag, print("pre-"+strconv.Itoa(int(n.AS)), received, n.Addr.String()))
+			if o.code != 0 || !strings.Contains(o.out, "adj-in-pre of "+router.Address().String()+", ipv4") {
+				return fmt.Errorf("exit code %d: %s%s", o.code, o.errOut, o.out)
+			}
+			return nil
+		})
 	}
 	// A route less in the router's text is one more in Kafka.
 	text, err := os.ReadFile(filepath.Join(dir, "4"))
