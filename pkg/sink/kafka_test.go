@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -467,6 +468,62 @@ func TestTopicFlickers(t *testing.T) {
 	}
 }
 
+// What librdkafka was about to send again when the partition went out of its view is
+// not lost, also where it never says what became of it (in a transaction).
+func TestPartitionGoneUnderRetry(t *testing.T) {
+	both(t, func(t *testing.T, m maker) {
+		// Several, so that one can say what there is while another keeps a request.
+		b := newBroker(t, kfake.NumBrokers(3))
+		b.topic(t, "routes", 1, nil)
+		var log lockedLog
+		s := newSink(t, m, b, Options{Log: slog.New(slog.NewTextHandler(&log, nil)), Properties: map[string]string{
+			"retry.backoff.ms": "10", "topic.metadata.refresh.interval.ms": "50", "topic.metadata.propagation.max.ms": "20",
+			"enable.sparse.connections": "false",
+		}})
+		topic := topicOf(t, s, "routes")
+		warm(t, m, s, topic)
+		var hold atomic.Pointer[chan struct{}] // until when the next request is kept
+		b.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+			b.KeepControl()
+			if release := hold.Swap(nil); release != nil {
+				b.SleepControl(func() { <-*release })
+			}
+			return nil, nil, false
+		})
+		f := filled(1, topic, 50, 100)
+		d := newDriver(t, s, f)
+		for rounds, gone := 0, false; !gone; rounds++ {
+			if rounds == 50 {
+				t.Fatal("the one that keeps the request is always the one that is asked")
+			}
+			release := make(chan struct{})
+			hold.Store(&release)
+			d.until("a request is under way", func() bool { return hold.Load() == nil })
+			metadata := b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "routes", Err: kerr.UnknownTopicOrPartition, Count: -1})
+			patience := time.Now().Add(time.Second) // it may have asked the one that keeps the request
+			d.until("the partition is gone", func() bool {
+				gone = strings.Contains(log.String(), "partition count changed from 1 to 0")
+				return gone || time.Now().After(patience)
+			})
+			if gone {
+				produce := b.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "routes", Err: kerr.NotLeaderForPartition, Count: 1})
+				close(release)
+				d.until("the request has failed", func() bool { return produce.Hits() > 0 })
+				metadata.Remove()
+			} else {
+				metadata.Remove()
+				close(release)
+			}
+			d.finish()
+			if !gone {
+				f.batch = filled(1, topic, f.batch.Len()+50, 100).batch
+			}
+		}
+		settled(t, positions(b.read(t, "routes")[0], 1), 0, f.end())
+		t.Logf("errors %v", f.errs)
+	})
+}
+
 // After a fatal error a new producer is made and goes on where the old one
 // stopped.
 func TestFatalErrorRebuilds(t *testing.T) {
@@ -754,12 +811,11 @@ func TestLogAndSecrets(t *testing.T) {
 	both(t, func(t *testing.T, m maker) {
 		b := newBroker(t)
 		b.topic(t, "routes", 1, nil)
-		var mu sync.Mutex
-		var log bytes.Buffer
+		var log lockedLog
 		s := newSink(t, m, b, Options{
 			SASL:       SASL{Mechanism: "PLAIN", Username: "user", Password: "sesame-open"},
 			Properties: map[string]string{"debug": "conf,security,broker"},
-			Log:        slog.New(slog.NewTextHandler(&lockedWriter{&mu, &log}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			Log:        slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		})
 		newDriver(t, s).until("the credentials are rejected", func() bool { return s.Stats().LastError != "" })
 		st := s.Stats()
@@ -769,8 +825,6 @@ func TestLogAndSecrets(t *testing.T) {
 		if err := s.Close(0); err != nil {
 			t.Fatal(err)
 		}
-		mu.Lock()
-		defer mu.Unlock()
 		if !strings.Contains(log.String(), `msg="kafka client"`) {
 			t.Errorf("log: %s", log.String())
 		}
@@ -780,13 +834,20 @@ func TestLogAndSecrets(t *testing.T) {
 	})
 }
 
-type lockedWriter struct {
-	mu *sync.Mutex
-	w  *bytes.Buffer
+// lockedLog is what a sink has logged.
+type lockedLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
 }
 
-func (l *lockedWriter) Write(p []byte) (int, error) {
+func (l *lockedLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.w.Write(p)
+	return l.text.Write(p)
+}
+
+func (l *lockedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

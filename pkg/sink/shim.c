@@ -255,6 +255,8 @@ typedef struct {
 	int refusals;      // of a confirmation, one after the other
 	int64_t began, hold_until, stalled_at; // ms
 	uint32_t told;     // of in_producer, those that librdkafka has reported
+	uint32_t still_told; // told, when it last grew while the transaction ends
+	int64_t still_at;    // ms; since then
 	stream *listed;    // those with records in the transaction
 } lane;
 
@@ -265,9 +267,10 @@ enum { TXN_NONE = 0, TXN_OPEN, TXN_ENDING };
 enum { HOLD_MIN_MS = 100, HOLD_MAX_MS = 1000 };
 
 // What a call into librdkafka may take before it is looked whether it is still
-// wanted; after how long a commit is helped by asking for metadata; and how long
-// the end of a sink may be delayed by an abort.
-enum { SLICE_MS = 100, TXN_SLICE_MS = 500, INIT_MIN_MS = 5, INIT_MAX_MS = 50, STALL_MS = 2000, FAREWELL_MS = 300 };
+// wanted; after how long a commit is helped by asking for metadata; how long a
+// transaction that is to be aborted may end without a report; and how long the end
+// of a sink may be delayed by an abort.
+enum { SLICE_MS = 100, TXN_SLICE_MS = 500, INIT_MIN_MS = 5, INIT_MAX_MS = 50, STALL_MS = 2000, STILL_MS = 1000, FAREWELL_MS = 300 };
 
 typedef struct {
 	char *name;
@@ -327,7 +330,7 @@ struct bk_sink {
 	pthread_mutex_t socket_mu; // nothing else is locked behind it
 	int closed;
 	char *txn_id; // NULL without transactions
-	int64_t commit_ms;
+	int64_t commit_ms, txn_timeout; // ms
 	uint32_t txn_size; // a transaction of so many records is committed at once
 	int quit;
 };
@@ -541,7 +544,14 @@ static void say(bk_sink *s, int level, int err, const char *fac, const char *tex
 
 // blame finds the topic that librdkafka could not add to a transaction: it tells
 // so only in its log, and reports all records of the transaction as purged.
+//
+// It is also the only way to learn that partitions of a topic are gone, when there
+// are none left in the queue that could fail for that.
 static void blame(bk_sink *s, lane *l, const char *fac, const char *text) {
+	const char *count = strcmp(fac, "PARTCNT") == 0 ? strstr(text, "changed from ") : NULL;
+	int before_n, after_n;
+	if (count && sscanf(count, "changed from %d to %d", &before_n, &after_n) == 2 && after_n < before_n)
+		l->abort |= l->in_producer > 0;
 	static const int errs[] = {ERR_TOPIC_AUTHORIZATION_FAILED, ERR_UNKNOWN_TOPIC_OR_PART, ERR_TOPIC_EXCEPTION, ERR_UNKNOWN_TOPIC_ID};
 	static const char before[] = "Failed to add partition \"";
 	const char *name = strcmp(fac, "ADDPARTS") == 0 ? strstr(text, before) : NULL;
@@ -893,12 +903,14 @@ int bk_fencing(bk_sink *s, const char *id, int commit_ms) {
 
 int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 	lane *l = &s->lanes[index];
-	char refresh[32] = "";
-	size_t refresh_size = sizeof refresh;
+	char refresh[32] = "", timeout[32] = "";
+	size_t refresh_size = sizeof refresh, timeout_size = sizeof timeout;
 	rd_kafka_conf_get(s->conf, "topic.metadata.refresh.interval.ms", refresh, &refresh_size);
+	rd_kafka_conf_get(s->conf, "transaction.timeout.ms", timeout, &timeout_size);
 	lock(s);
 	int needed = !l->rk;
 	s->refresh = atoll(refresh);
+	s->txn_timeout = atoll(timeout);
 	unlock(s);
 	if (!needed)
 		return 1;
@@ -930,7 +942,7 @@ int bk_build(bk_sink *s, int index, char *errstr, size_t size) {
 			__atomic_store_n(&s->topics[i].apart, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&l->fatal, 0, __ATOMIC_RELAXED);
 	l->renew = l->progress = l->wanted = 0;
-	l->purge_at = l->stalled_at = 0;
+	l->purge_at = l->stalled_at = l->still_at = 0;
 	l->txn = TXN_NONE;
 	l->abort = 0;
 	l->unconfirmed = 1;
@@ -1377,7 +1389,22 @@ static void txn_end(bk_sink *s, lane *l, int err) {
 	}
 	l->told = 0;
 	l->abort = 0;
-	l->stalled_at = 0;
+	l->stalled_at = l->still_at = 0;
+}
+
+// stranded tells whether a transaction that ends waits for records that librdkafka
+// will not report. What it (2.11.1) was about to send again when their partition
+// was taken out of its topic lies in that partition then, which is neither served
+// nor purged, and which a transaction keeps from being destroyed. A transaction that
+// is older than its time-out is aborted by the broker anyway. It is called with the
+// lock held, again and again.
+static int stranded(bk_sink *s, lane *l, int64_t now) {
+	if (!l->still_at || l->told != l->still_told) {
+		l->still_at = now;
+		l->still_told = l->told;
+	}
+	return l->told < l->in_producer && now - l->still_at >= STILL_MS &&
+	       (l->abort || now - l->began >= s->txn_timeout);
 }
 
 // over ends bk_transact. It is called with the lock held.
@@ -1491,12 +1518,23 @@ static int txn_close(bk_sink *s, lane *l, rd_kafka_t *rk, int abort) {
 	return DONE;
 }
 
-// txn_lost ends the transaction of a producer that has failed for good.
+// txn_lost ends the transaction of a producer that has failed for good. Those of its
+// records that have no report until then are done with too: the producer is
+// destroyed, and the next one aborts its transaction.
 static int txn_lost(bk_sink *s, lane *l, rd_kafka_t *rk, int committing) {
 	char why[512];
 	int err = rd_kafka_fatal_error(rk, why, sizeof why);
 	lock(s);
+	int unsure = committing && l->told == l->in_producer; // else it still waits for them
+	l->abort = 1;
+	l->still_at = 0;
 	for (int64_t purge_at = 0; l->told < l->in_producer && !s->quit; lock(s)) {
+		if (stranded(s, l, now_ms())) {
+			for (stream *st = l->listed; st; st = st->next_listed)
+				st->told = st->in_producer;
+			l->told = l->in_producer;
+			break;
+		}
 		unlock(s);
 		if (now_ms() >= purge_at) {
 			purge_at = now_ms() + 1000;
@@ -1506,7 +1544,7 @@ static int txn_lost(bk_sink *s, lane *l, rd_kafka_t *rk, int committing) {
 	}
 	int fenced = err == ERR_FENCED || err == ERR_INVALID_PRODUCER_EPOCH || err == ERR_PRODUCER_FENCED;
 	s->stats.fenced += fenced;
-	if (committing)
+	if (unsure)
 		s->stats.unsure += l->told;
 	txn_end(s, l, fenced ? BK_FENCED : BK_ABORTED);
 	return over(s, l);
@@ -1572,6 +1610,17 @@ int bk_transact(bk_sink *s, int index) {
 		int what = txn_close(s, l, rk, !committing);
 		if (what == DONE || what == ABORT)
 			committing = 0;
+		if (what != AGAIN)
+			continue;
+		lock(s);
+		if (stranded(s, l, now_ms())) {
+			char text[128];
+			snprintf(text, sizeof text, "%u of a transaction's %u records have no report: they go again, through another producer",
+			         l->in_producer - l->told, l->in_producer);
+			say(s, 4, 0, "STRANDED", text);
+			condemn(l);
+		}
+		unlock(s);
 	}
 }
 
