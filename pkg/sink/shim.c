@@ -255,8 +255,8 @@ typedef struct {
 	int refusals;      // of a confirmation, one after the other
 	int64_t began, hold_until, stalled_at; // ms
 	uint32_t told;     // of in_producer, those that librdkafka has reported
-	uint32_t still_told; // told, when it last grew while the transaction ends
-	int64_t still_at;    // ms; since then
+	uint32_t still_told; // told, when it was looked at last while the transaction ends
+	int64_t still_at, still; // ms; when that was, and for how long it had not grown
 	stream *listed;    // those with records in the transaction
 } lane;
 
@@ -1395,16 +1395,18 @@ static void txn_end(bk_sink *s, lane *l, int err) {
 // stranded tells whether a transaction that ends waits for records that librdkafka
 // will not report. What it (2.11.1) was about to send again when their partition
 // was taken out of its topic lies in that partition then, which is neither served
-// nor purged, and which a transaction keeps from being destroyed. A transaction that
-// is older than its time-out is aborted by the broker anyway. It is called with the
-// lock held, again and again.
+// nor purged, and which a transaction keeps from being destroyed. Where nothing says
+// that the transaction has to be aborted, it waits as long as a broker keeps one open.
+// It is called with the lock held, again and again.
 static int stranded(bk_sink *s, lane *l, int64_t now) {
-	if (!l->still_at || l->told != l->still_told) {
-		l->still_at = now;
-		l->still_told = l->told;
-	}
-	return l->told < l->in_producer && now - l->still_at >= STILL_MS &&
-	       (l->abort || now - l->began >= s->txn_timeout);
+	int64_t passed = now - l->still_at;
+	if (!l->still_at || l->told != l->still_told || !(s->stats.connected || l->fatal))
+		l->still = 0; // without a broker nothing can be told
+	else
+		l->still += passed < 2 * TXN_SLICE_MS ? passed : 2 * TXN_SLICE_MS; // the process may have stood still
+	l->still_at = now;
+	l->still_told = l->told;
+	return l->told < l->in_producer && l->still >= (l->abort ? STILL_MS : s->txn_timeout);
 }
 
 // over ends bk_transact. It is called with the lock held.
