@@ -286,6 +286,17 @@ func startChild(t *testing.T, name string, peer Peer) *child {
 	return c
 }
 
+// proxy passes on what comes to it until the test is over.
+func proxy(t *testing.T, target string) *rig.Proxy {
+	t.Helper()
+	p, err := rig.NewProxy(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
 func (c *child) peer(name string) Peer {
 	return Peer{Name: name, Instance: uint64(c.Process.Pid), Address: c.address}
 }
@@ -388,11 +399,7 @@ func TestGoodbye(t *testing.T) {
 // Connections that end, with both processes well, are made again.
 func TestConnectionEnds(t *testing.T) {
 	b := start(t, options("b", 2))
-	p, err := rig.NewProxy(b.Advertise())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
+	p := proxy(t, b.Advertise())
 	a := start(t, options("a", 1), Peer{Name: "b", Instance: 2, Address: p.Addr()})
 	for range 3 {
 		a.connected("b")
@@ -412,11 +419,7 @@ func TestOneWay(t *testing.T) {
 	for name, d := range map[string]rig.Direction{"to who was dialled": rig.ToTarget, "to who has dialled": rig.ToClient, "both": rig.Both} {
 		t.Run(name, func(t *testing.T) {
 			b := start(t, silent(options("b", 2)))
-			p, err := rig.NewProxy(b.Advertise())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
+			p := proxy(t, b.Advertise())
 			a := start(t, silent(options("a", 1)), Peer{Name: "b", Instance: 2, Address: p.Addr()})
 			a.connected("b")
 			b.connected("a")
@@ -443,11 +446,7 @@ func TestOneWay(t *testing.T) {
 // Another process at the address of a lost one: the lost one is dead.
 func TestSuccessor(t *testing.T) {
 	first, second := start(t, options("b", 2)), start(t, options("b", 3))
-	p, err := rig.NewProxy(first.Advertise())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
+	p := proxy(t, first.Advertise())
 	a := start(t, options("a", 1), Peer{Name: "b", Instance: 2, Address: p.Addr()})
 	a.connected("b")
 	p.SetTarget(second.Advertise())
@@ -572,11 +571,7 @@ func TestAnswersLate(t *testing.T) {
 	o := options("b", 2)
 	o.Log = log.logger()
 	b := start(t, o)
-	p, err := rig.NewProxy("127.0.0.1:1") // where nobody is
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
+	p := proxy(t, "127.0.0.1:1") // where nobody is
 	o = options("a", 1)
 	o.Advertise = p.Addr()
 	a := start(t, o, b.self())
@@ -652,11 +647,7 @@ func TestNewErrors(t *testing.T) {
 // What waits for a peer that does not read is its latest word.
 func TestSlowPeerHearsTheLatest(t *testing.T) {
 	b := start(t, options("b", 2))
-	p, err := rig.NewProxy(b.Advertise())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
+	p := proxy(t, b.Advertise())
 	a := start(t, options("a", 1), Peer{Name: "b", Instance: 2, Address: p.Addr()})
 	a.connected("b")
 	b.connected("a")
